@@ -195,7 +195,7 @@ def guess_widget(
 def _verdict_html(text) -> str:
     return f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
 
-# %% ../nbs/lib/quiz.ipynb #423abbb2
+# %% ../nbs/lib/quiz.ipynb #8b30750d
 def guess(
     prompt,  # the question, in words
     actual,  # a number, a text, or a function without arguments that computes it after the answer
@@ -210,11 +210,9 @@ def guess(
     Raises `ValueError` when `actual` is not among `choices`.
     """
     question = Guess(prompt, actual, choices, unit, tolerance, why)
-    try:
-        from IPython import get_ipython
-        from IPython.display import HTML, display
-    except ModuleNotFoundError:
-        return print(f"Guess first. {prompt}")
+    from IPython import get_ipython
+    from IPython.display import HTML, display
+
     if getattr(get_ipython(), "kernel", None) is None:
         print(f"Guess first. {prompt}")
         return

@@ -1,0 +1,39 @@
+"""What all tests share: a cache of their own, and the one run of every notebook that the course and the tests have in common."""
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The tests never touch the user's cache or answers, unless told where to work.
+os.environ.setdefault("LESSONLIB_HOME", str(ROOT / "_build" / "home"))
+
+
+@pytest.fixture(scope="session")
+def records():
+    """Every notebook executed once, in order, on a fresh kernel; a run that still holds is reused. By stem."""
+    from lessonlib.cli import course_notebooks, run_course
+
+    return {record.name: record for record in run_course(course_notebooks(ROOT, library=True), ROOT, reuse=True)}
+
+
+@pytest.fixture(scope="session")
+def clean_copy(tmp_path_factory):
+    """A copy of what git would hold of the working tree: no build folders, no caches."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+    folder = tmp_path_factory.mktemp("clone") / "lessonlib"
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty LESSONLIB_HOME for one test."""
+    monkeypatch.setenv("LESSONLIB_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
