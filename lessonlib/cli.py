@@ -7,13 +7,12 @@ __all__ = ['course_root', 'course_notebooks', 'solution_cells', 'drop_live_outpu
            'notebook_fingerprint', 'execute_notebook', 'write_page', 'run_notebook', 'saved_record', 'run_course',
            'scoreboard', 'write_index', 'main']
 
-# %% ../nbs/lib/cli.ipynb #eaaf1e60
+# %% ../nbs/lib/cli.ipynb #66ddc1fc
 import argparse
 import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -259,7 +258,7 @@ def write_index(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>lessonlib</title><style>{style}</style><h1>lessonlib</h1>'
         f"<table>{head}{''.join(map(line, records))}</table></html>", encoding="utf-8")
 
-# %% ../nbs/lib/cli.ipynb #1499cfbd
+# %% ../nbs/lib/cli.ipynb #60ffeca5
 def _run(options) -> int:
     root = course_root()
     paths = [Path(path).resolve() for path in options.notebooks] or course_notebooks(root, library=options.all)
@@ -271,18 +270,23 @@ def _run(options) -> int:
     for record in records:
         if record.error:
             print(f"\n{record.name} failed:\n{record.error}", file=sys.stderr)
-    write_index(records, root / "_build")
+    if not options.notebooks:  # the index is the course's, not that of a single lesson
+        write_index(records, root / "_build")
     print(f"\n{scoreboard(records)}\n\n{time.perf_counter() - start:.0f} s in all; the pages are in {root / '_build'} (open index.html)")
     return 1 if any(record.error for record in records) else 0
 
-# %% ../nbs/lib/cli.ipynb #e1750b8e
+# %% ../nbs/lib/cli.ipynb #237f4851
 def _lab(options) -> int:
-    lessons = course_root() / "nbs" / "lessons"
-    # The course works without a network, so JupyterLab is told not to look for news and updates.
-    quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    first = course_notebooks(course_root())[0].name
-    return subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={lessons}",
-                            f"--LabApp.default_url=/lab/tree/{first}", *quiet, *options.arguments])
+    root = course_root()
+    # The course works without a network: JupyterLab shall not ask, on the first screen, whether to fetch news.
+    config = root / "_build" / "jupyter" / "labconfig" / "page_config.json"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}), encoding="utf-8")
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [str(config.parents[1]), os.environ.get("JUPYTER_CONFIG_PATH")]))
+    from jupyterlab.labapp import main as jupyterlab
+
+    return jupyterlab([f"--ServerApp.root_dir={root / 'nbs' / 'lessons'}",
+                       f"--LabApp.default_url=/lab/tree/{course_notebooks(root)[0].name}", *options.arguments]) or 0
 
 # %% ../nbs/lib/cli.ipynb #17da3142
 def _data(options) -> int:

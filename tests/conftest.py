@@ -13,11 +13,14 @@ os.environ.setdefault("LESSONLIB_HOME", str(ROOT / "_build" / "home"))
 
 
 @pytest.fixture(scope="session")
-def records():
+def records(request):
     """Every notebook executed once, in order, on a fresh kernel; a run that still holds is reused. By stem."""
-    from lessonlib.cli import course_notebooks, run_course
+    from lessonlib.cli import course_notebooks, run_course, scoreboard
 
-    return {record.name: record for record in run_course(course_notebooks(ROOT, library=True), ROOT, reuse=True)}
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():  # the progress bar is for the eye
+        ran = run_course(course_notebooks(ROOT, library=True), ROOT, reuse=True)
+        print(f"\n{scoreboard(ran)}")
+    return {record.name: record for record in ran}
 
 
 @pytest.fixture(scope="session")
