@@ -112,7 +112,7 @@ def _kernel_environment(
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     return {"OMP_NUM_THREADS": threads, **os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
-# %% ../nbs/lib/cli.ipynb #c8369615
+# %% ../nbs/lib/cli.ipynb #a66a316e
 def execute_notebook(
     path,  # the notebook; its folder is the kernel's working folder
     jobs=1,  # how many run at once
@@ -128,6 +128,7 @@ def execute_notebook(
     length = len(notebook.cells)
     notebook.cells += [nbformat.v4.new_code_cell(source) for source in solution_cells(notebook)]
     client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
+                            store_widget_state=False,
                             resources={"metadata": {"path": str(Path(path).parent)}},
                             on_cell_executed=lambda **_: on_cell and on_cell())
     try:
