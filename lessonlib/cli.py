@@ -53,14 +53,15 @@ def solution_cells(
     folded = re.findall(r"<details>\s*<summary>[^<]*[Ss]olution[^<]*</summary>(.*?)</details>", text, flags=re.DOTALL)
     return [block for part in folded for block in re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL)]
 
-# %% ../nbs/lib/cli.ipynb #b19d036a
+# %% ../nbs/lib/cli.ipynb #0bee3b6c
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def drop_live_outputs(
     notebook,  # an executed nbformat notebook, changed in place
 ) -> None:
-    """Leave out what needs a live kernel (widget views) and what only a terminal understands (progress bars on stderr)."""
+    """Leave out what needs a live kernel (widget views and their state) and what only a terminal understands (progress bars)."""
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [
@@ -112,7 +113,7 @@ def _kernel_environment(
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     return {"OMP_NUM_THREADS": threads, **os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
-# %% ../nbs/lib/cli.ipynb #a66a316e
+# %% ../nbs/lib/cli.ipynb #c8369615
 def execute_notebook(
     path,  # the notebook; its folder is the kernel's working folder
     jobs=1,  # how many run at once
@@ -128,7 +129,6 @@ def execute_notebook(
     length = len(notebook.cells)
     notebook.cells += [nbformat.v4.new_code_cell(source) for source in solution_cells(notebook)]
     client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
-                            store_widget_state=False,
                             resources={"metadata": {"path": str(Path(path).parent)}},
                             on_cell_executed=lambda **_: on_cell and on_cell())
     try:
