@@ -724,7 +724,7 @@ def random_split(
     cut = int(n*valid_pct + 1e-9)  # 0.29*100 is 28.999999999999996
     return order[cut:], order[:cut]
 
-# %% ../nbs/lib/data.ipynb #c68b5954
+# %% ../nbs/lib/data.ipynb #1d2f5c63
 class Batches:
     """Iterates tuples of slices of tensors: mini-batches. `len()` is the number of batches; the last one may be shorter.
 
@@ -760,7 +760,7 @@ class Batches:
         order = torch.randperm(length)
         orders = [order.to(tensor.device) for tensor in self.tensors]
         for start in range(0, length, size):
-            # index_select takes a quarter of the time of tensor[rows]
+            # index_select: 2 to 10 times faster than tensor[rows] for images, never slower
             yield tuple(tensor.index_select(0, rows[start:start + size]) for tensor, rows in zip(self.tensors, orders, strict=True))
 
 # %% ../nbs/lib/data.ipynb #1fa4d6a6

@@ -147,7 +147,7 @@ class Panel:
         "A note whose middle is at (x, y), in the units of the axes."
         return self._add("text", x=float(x), y=float(y), string=str(string))
 
-# %% ../nbs/lib/explore.ipynb #957351fc
+# %% ../nbs/lib/explore.ipynb #ff4df4d8
 def _values(marks, axis):
     "All numbers that an axis has to show."
     for mark in marks:
@@ -159,6 +159,7 @@ def _values(marks, axis):
 
 def _limits(panel, axis):
     "The ends of an axis: those the caller gave, else what the marks need and 4 % more."
+    if not _has_axes(panel): return _grid_limits(_grid(panel), axis)
     log, given = panel.log[axis], panel.lim[axis]
     values = [value for value in _values(panel.marks, axis) if value is not None and (value > 0 or not log)] or [1, 10]
     low, high = min(values), max(values)
@@ -169,26 +170,33 @@ def _limits(panel, axis):
     if log: low, high = 10 ** low, 10 ** high
     return [found if end is None else end for found, end in zip((low, high), given)]
 
-# %% ../nbs/lib/explore.ipynb #9ba96545
-def _plain(value, decimals=None):
-    "A number as a short tick label."
-    if value and not 1e-4 <= abs(value) < 1e5:
-        digits, power = f"{value:.2e}".split("e")
+# %% ../nbs/lib/explore.ipynb #1f3b493d
+def _label(value, decimals=None):
+    "A number as a short tick label: with so many decimals, or as a power of ten."
+    if decimals is not None: text = f"{value:.{decimals}f}"
+    elif value == 0 or 1e-4 <= abs(value) < 1e5: text = f"{value:g}"
+    else:
+        digits, power = f"{value:.9e}".split("e")
         text = f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
-    else: text = f"{value:g}" if decimals is None else f"{value:.{decimals}f}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _decimals(step):
+    "How many decimals a multiple of `step` needs."
+    return len(f"{step:.10f}".rstrip("0").partition(".")[2])
 
 
 def _ticks(limits, log, count):
     "[[value, label], ...] for an axis: about `count` round numbers."
     low, high = sorted(limits)
     if log: return _log_ticks(low, high, count)
-    if high == low: return [[low, _plain(low)]]
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * largest: return [[low, _label(low)]]
     power = 10.0 ** math.floor(math.log10((high - low) / count))
     step = next(power * times for times in (1, 2, 2.5, 5, 10) if power * times * count >= 0.999 * (high - low))
-    decimals = len(f"{step:.10f}".rstrip("0").partition(".")[2])
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [[times * step, _plain(times * step, decimals)] for times in range(first, last + 1)]
+    decimals = _decimals(step) if 1e-3 <= largest < 1e5 else None
+    return [[times * step, _label(times * step, decimals)] for times in range(first, last + 1)]
 
 
 def _log_ticks(low, high, count):
@@ -197,9 +205,9 @@ def _log_ticks(low, high, count):
     powers = [10.0 ** power for power in range(first, last + 1) if low * 0.999 <= 10.0 ** power <= high * 1.001]
     if len(powers) < 2: powers = [times * 10.0 ** power for power in range(first, last + 1) for times in (1, 2, 5)]
     powers = [value for value in powers if low * 0.999 <= value <= high * 1.001]
-    return [[value, _plain(value)] for value in powers[::max(1, math.ceil(len(powers) / (count + 2)))]]
+    return [[value, _label(value)] for value in powers[::max(1, math.ceil(len(powers) / (count + 2)))]]
 
-# %% ../nbs/lib/explore.ipynb #83d1ed0b
+# %% ../nbs/lib/explore.ipynb #6515c950
 def _grid(panel):
     "The image or table of a panel, if it has one."
     return next((mark for mark in panel.marks if mark["kind"] in ("image", "table")), None)
@@ -208,6 +216,16 @@ def _grid(panel):
 def _has_axes(panel):
     "An image or a table shows its axes only when both limits are given; then it fills them."
     return _grid(panel) is None or None not in panel.lim["x"] + panel.lim["y"]
+
+
+def _grid_limits(grid, axis):
+    "The ends of an axis around an image or a table: whole pixels or cells, the first row at the top."
+    return [-0.5, grid["columns"] - 0.5] if axis == "x" else [grid["rows"] - 0.5, -0.5]
+
+
+def _left(panel):
+    "Where the axes start: room for the tick labels and for the label of the axis."
+    return (48 if _has_axes(panel) else 12) + 18 * bool(panel.ylabel)
 
 
 def _cell(table):
@@ -225,9 +243,9 @@ def _size(panel, count):
     wide, high = _cell(grid)
     return min(width, max(150, wide * grid["columns"] + 30)), min(480, max(120, high * grid["rows"] + 60))
 
-# %% ../nbs/lib/explore.ipynb #7eb89c16
+# %% ../nbs/lib/explore.ipynb #29efe82d
 def _legend(panel, left, width, top):
-    "A list of labels with their places, in rows as wide as the axes; and the number of rows."
+    "A list of labels with their places, in rows as wide as the axes; and how high they are."
     x, y, entries = left, top, []
     for mark in panel.marks:
         if not mark.get("label"): continue
@@ -242,7 +260,7 @@ def _legend(panel, left, width, top):
 def _box(panel, size, top, lim):
     "Left, top, width and height of the axes within the panel."
     axes = _has_axes(panel)
-    left = (48 + 18 * bool(panel.ylabel)) if axes else (12 + 18 * bool(panel.ylabel))
+    left = _left(panel)
     width = size[0] - left - 14
     height = size[1] - top - (26 if axes else 8) - 20 * bool(panel.xlabel)
     if axes and not panel.equal: return [left, top, width, height]
@@ -265,14 +283,10 @@ def _fitted(mark, box):
 
 def _panel_dict(panel, size):
     "Everything that the two drawings need to know about a panel, as plain data."
-    grid = _grid(panel)
-    ends = {"x": lambda: [-0.5, grid["columns"] - 0.5], "y": lambda: [grid["rows"] - 0.5, -0.5]}
-    lim = {axis: _limits(panel, axis) if _has_axes(panel) else ends[axis]() for axis in "xy"}
+    lim = {axis: _limits(panel, axis) for axis in "xy"}
     title = textwrap.wrap(panel.title, max(12, size[0] // 8))
-    left = 48 + 18 * bool(panel.ylabel) if _has_axes(panel) else 12
-    legend, rows = _legend(panel, left, size[0] - left - 10, 14 + 18 * len(title))
-    top = 10 + 18 * len(title) + rows
-    box = _box(panel, size, top, lim)
+    legend, rows = _legend(panel, _left(panel), size[0] - _left(panel) - 10, 14 + 18 * len(title))
+    box = _box(panel, size, 10 + 18 * len(title) + rows, lim)
     axes = {axis: {"lim": lim[axis], "log": panel.log[axis], "label": getattr(panel, axis + "label"),
                    "ticks": _ticks(lim[axis], panel.log[axis], length // space) if _has_axes(panel) else []}
             for axis, length, space in (("x", box[2], 70), ("y", box[3], 45))}
@@ -493,7 +507,7 @@ class ExplorerState:
         shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.values.items()}
         return ", ".join(f"{name} = {value}" for name, value in shown.items())
 
-# %% ../nbs/lib/explore.ipynb #5a55af95
+# %% ../nbs/lib/explore.ipynb #8dba7145
 _PEN = """
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -529,7 +543,7 @@ function scale({lim, log}, length, flip) {
   return (value) => {
     if (value === null || (log && value <= 0)) return null;
     const share = (bend(value) - low) / span;
-    return Math.max(-9999, Math.min(9999, round((flip ? 1 - share : share) * length)));
+    return Math.max(-1e6, Math.min(1e6, round((flip ? 1 - share : share) * length)));
   };
 }
 """
@@ -588,7 +602,7 @@ const draw = {
 };
 """
 
-# %% ../nbs/lib/explore.ipynb #37f5c331
+# %% ../nbs/lib/explore.ipynb #2242676f
 _PANEL = """
 function drawAxes(page, panel, x, y) {
   const [left, top, width, height] = panel.box, bottom = top + height;
@@ -617,12 +631,11 @@ function drawLabels(page, panel) {
   }
 }
 
-function drawPanel(svg, panel) {
-  const [left, top, width, height] = panel.box, page = pen(svg);
+function drawPanel(panels, panel) {
+  const [left, top, width, height] = panel.box, [wide, high] = panel.size;
+  const style = `flex-basis: ${0.7 * wide}px; max-width: ${wide}px`;
+  const page = pen(panels.put("svg", {viewBox: `0 0 ${wide} ${high}`, style}));
   const x = scale(panel.x, width, false), y = scale(panel.y, height, true);
-  svg.setAttribute("viewBox", `0 0 ${panel.size[0]} ${panel.size[1]}`);
-  svg.style.flexBasis = `${0.7 * panel.size[0]}px`;
-  svg.style.maxWidth = `${panel.size[0]}px`;
   drawAxes(page, panel, x, y);
   const art = pen(page.put("svg", {x: left, y: top, width, height, overflow: "hidden"}));
   const lowest = panel.y.log ? panel.y.lim[0] : 0;
@@ -633,7 +646,7 @@ function drawPanel(svg, panel) {
 }
 """
 
-# %% ../nbs/lib/explore.ipynb #3d8b40c4
+# %% ../nbs/lib/explore.ipynb #514c7364
 _RENDER = """
 function nameSliders(el) {
   const explorer = el.closest(".lessonlib-explorer");
@@ -655,7 +668,7 @@ function render({model, el}) {
   const words = make("words", {"aria-live": "polite"}), problem = make("problem", {role: "alert"});
   const show = () => {
     const scene = model.get("scene"), panels = pen(row);
-    for (const panel of scene.panels) drawPanel(panels.put("svg", {}), panel);
+    for (const panel of scene.panels) drawPanel(panels, panel);
     panels.end();
     row.setAttribute("aria-label", model.get("words"));
     if (words.textContent !== scene.text) words.textContent = scene.text;
@@ -710,7 +723,7 @@ def _view_class():
 
     return SceneView
 
-# %% ../nbs/lib/explore.ipynb #0be1cda9
+# %% ../nbs/lib/explore.ipynb #99256566
 def _control_widget(name, control, width):
     "The ipywidget of a control."
     import ipywidgets
@@ -720,10 +733,9 @@ def _control_widget(name, control, width):
     if control["kind"] == "dropdown": return ipywidgets.Dropdown(options=control["choices"], **look)
     look |= {"min": control["low"], "max": control["high"], "step": control["step"], "continuous_update": True}
     if control["whole"]: return ipywidgets.IntSlider(**look)
-    decimals = len(f"{control['step']:.10f}".rstrip("0").partition(".")[2])
-    return ipywidgets.FloatSlider(readout_format=f".{decimals}f", **look)
+    return ipywidgets.FloatSlider(readout_format=f".{_decimals(control['step'])}f", **look)
 
-# %% ../nbs/lib/explore.ipynb #4196ab1f
+# %% ../nbs/lib/explore.ipynb #c3793611
 def _from_browser():
     "True while the kernel handles a move that was made in the browser, and not one made by code in a cell."
     from IPython import get_ipython
@@ -741,7 +753,8 @@ class Explorer:
     def controls(self):
         "The ipywidget of each control, by name."
         width = f"{2 + 0.6 * max(map(len, self.state.controls), default=0):.0f}em"
-        widgets = {name: _control_widget(name, control, width) for name, control in self.state.controls.items()}
+        widgets = {name: _control_widget(name, control | {"start": self.state.values[name]}, width)
+                   for name, control in self.state.controls.items()}
         for widget in widgets.values(): widget.observe(self._moved, "value")
         return widgets
 
@@ -786,7 +799,8 @@ class Explorer:
         from IPython import get_ipython
         from IPython.display import display
         if not hasattr(get_ipython(), "kernel"): return print(self)
-        display(self.widget)
+        words = {"text/plain": "Run this cell to get the sliders. The picture shows where they stood."}
+        display(self.widget._repr_mimebundle_() | words, raw=True)
         self._pictures.append(display(self._static(), display_id=True))
 
     def __repr__(self): return f"{self.state.scene.words()}\n{self.state!r}"

@@ -1,0 +1,258 @@
+"""The explorers and the lessons in a real JupyterLab, driven by keyboard."""
+import json
+import re
+import time
+
+import pytest
+from jupyter_browser import REPOSITORY, write_notebook
+
+LESSONS = sorted(path.stem for path in (REPOSITORY / "nbs" / "lessons").glob("*.ipynb"))
+EXPLORER = ".lessonlib-explorer"
+HANDLE = ".widget-slider .noUi-handle"
+
+PARABOLA = """
+import time
+from lessonlib.explore import Explorer, Panel, Scene
+calls = []
+def draw(a, c, dashed, shape):
+    "A parabola; slow or broken on demand."
+    calls.append(a)
+    if shape == "slow": time.sleep(0.3)
+    if shape == "broken": raise ZeroDivisionError("no such shape")
+    x = [step / 50 - 2 for step in range(200)]
+    curve = Panel("A parabola", "x", "y", ylim=(-10, 10))
+    curve.line(x, [a * value ** 2 + c for value in x], label="curve", dash=dashed)
+    bars = Panel("Its parts", "part", "value", ylim=(-5, 5)).bars(["a", "c"], [a, c])
+    return Scene(curve, bars, Panel("Pixels").image([[0, 1], [1, 0]]), text=f"Here a is {a:.1f} and c is {c}.")
+explorer = Explorer(draw, a=(-5, 5, 0.1, 1), c=(-3, 3, 1, 1), dashed=False, shape=["good", "slow", "broken"])
+explorer
+"""
+
+
+def words(explorer):
+    return explorer.locator(".lessonlib-words").text_content().strip()  # text_content: also of what is scrolled away
+
+
+def wait_for_words(explorer, text):
+    explorer.locator(".lessonlib-words", has_text=text).wait_for(timeout=10_000)
+
+
+def focus_slider(explorer, number=0):
+    handle = explorer.locator(HANDLE).nth(number)
+    handle.focus()
+    return handle
+
+
+def twin(lab):
+    """The output that follows the first live explorer: its static picture."""
+    return lab.page.locator(f"{lab.live} + .jp-OutputArea-child").first
+
+
+@pytest.fixture(scope="class")
+def parabola(lab, folder):
+    """A notebook with one explorer, run and left open for the tests that need only the widget."""
+    write_notebook(folder / "parabola.ipynb", PARABOLA)
+    with lab.notebook("parabola.ipynb"):
+        explorer = lab.page.locator(EXPLORER)
+        explorer.locator(".lessonlib-row > svg").first.wait_for()
+        yield explorer
+
+
+# --- the widget alone -------------------------------------------------------------------------------------------------
+class TestWidget:
+    def test_live_picture_hides_its_static_twin(self, lab, parabola):
+        assert parabola.locator(".lessonlib-row > svg").count() == 3
+        assert twin(lab).locator("img").count() == 1 and not twin(lab).is_visible()
+        lab.screenshot("explorer_light")
+
+    def test_each_control_works_by_keyboard(self, lab, parabola):
+        path = parabola.locator(".lessonlib-row > svg svg path").first
+        before = path.get_attribute("d")
+        handle = focus_slider(parabola)
+        handle.press("ArrowRight")
+        wait_for_words(parabola, "a is 1.1")
+        assert path.get_attribute("d") != before and handle.get_attribute("aria-valuenow") == "1.1"
+        handle.press("End")
+        wait_for_words(parabola, "a is 5.0")
+        handle.press("Home")
+        wait_for_words(parabola, "a is -5.0")
+        lab.page.keyboard.press("Tab")  # the slider's number, which can be typed
+        lab.page.keyboard.press("Tab")
+        lab.page.keyboard.press("ArrowRight")
+        wait_for_words(parabola, "c is 2")
+        parabola.locator("input[type=checkbox]").focus()
+        lab.page.keyboard.press("Space")
+        parabola.locator("path[stroke-dasharray='7 4']").first.wait_for(state="attached")
+        lab.page.keyboard.press("Space")
+
+    def test_readable_by_a_screen_reader(self, parabola):
+        assert [handle.get_attribute("aria-label") for handle in parabola.locator(HANDLE).all()] == ["a", "c"]
+        row = parabola.locator(".lessonlib-row")
+        assert row.get_attribute("role") == "img" and row.get_attribute("aria-label") == words(parabola)
+        assert parabola.locator(".lessonlib-words").get_attribute("aria-live") == "polite"
+
+    def test_picture_changes_in_place_without_a_jump(self, lab, parabola):
+        """The same SVG elements stay, and the explorer keeps its height, while a slider moves."""
+        art = parabola.locator(".lessonlib-row > svg svg path").first
+        art.evaluate("(path) => { path.seenBefore = true; }")
+        height = parabola.bounding_box()["height"]
+        focus_slider(parabola).press("End")
+        wait_for_words(parabola, "a is 5.0")
+        assert art.evaluate("(path) => path.seenBefore") and parabola.bounding_box()["height"] == height
+
+    def test_error_is_said_in_words_and_the_last_good_picture_stays(self, parabola):
+        picture = parabola.locator(".lessonlib-row").inner_html()
+        menu, problem = parabola.locator("select"), parabola.locator(".lessonlib-problem")
+        menu.select_option("broken")
+        problem.filter(has_text="ZeroDivisionError: no such shape").wait_for()
+        assert parabola.locator(".lessonlib-row").inner_html() == picture
+        menu.select_option("good")
+        problem.filter(has_text=re.compile("^$")).wait_for(state="attached")
+
+    def test_latest_value_wins_when_drawing_is_slow(self, lab, parabola):
+        """Thirty key presses on a drawing of 0.3 s: few are drawn, and the last one is."""
+        handle = focus_slider(parabola)
+        handle.press("Home")
+        wait_for_words(parabola, "a is -5.0")
+        parabola.locator("select").select_option("slow")
+        lab.page.wait_for_timeout(600)
+        handle.focus()
+        start = time.monotonic()
+        for _ in range(30): lab.page.keyboard.press("ArrowRight", delay=15)
+        pressed = time.monotonic()
+        wait_for_words(parabola, "a is -2.0")
+        assert time.monotonic() - pressed < 2, "the picture lags behind"
+        assert handle.get_attribute("aria-valuenow") == "-2.0"
+        lab.page.wait_for_timeout(500)
+        assert words(parabola).startswith("Here a is -2.0"), "an old value came late"
+        parabola.locator("select").select_option("good")
+        print(f"30 presses in {pressed - start:.2f} s")
+
+    def test_static_picture_follows_at_rest(self, lab, parabola):
+        def pictures(): return [png for output in lab.outputs() if (png := output.get("data", {}).get("image/png"))]
+        before = pictures()
+        focus_slider(parabola).press("PageUp")
+        for _ in range(50):
+            if pictures() != before: break
+            lab.page.wait_for_timeout(100)
+        assert len(pictures()) == len(before) == 1 and pictures() != before
+
+    def test_narrow_window_wraps_the_panels(self, lab, parabola):
+        size = lab.page.viewport_size
+        lab.page.set_viewport_size({"width": 520, "height": 900})
+        try:
+            lab.page.wait_for_timeout(300)
+            boxes = [svg.bounding_box() for svg in parabola.locator(".lessonlib-row > svg").all()]
+            lab.screenshot("explorer_narrow")
+            assert boxes[-1]["y"] > boxes[0]["y"] and all(box["x"] + box["width"] <= 521 for box in boxes)
+        finally:
+            lab.page.set_viewport_size(size)
+
+    def test_dark_theme(self, lab, parabola):
+        theme = "(name) => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})"
+        lab.page.evaluate(theme, "JupyterLab Dark")
+        try:
+            lab.page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'")
+            lab.page.wait_for_timeout(500)
+            lab.screenshot("explorer_dark")
+            label = parabola.locator(".lessonlib-row > svg text").first
+            color = label.evaluate("(text) => getComputedStyle(text).fill")
+            assert min(map(int, re.findall(r"\d+", color)[:3])) > 128, f"dark text {color} on a dark page"
+        finally:
+            lab.page.evaluate(theme, "JupyterLab Light")
+            lab.page.wait_for_function("() => document.body.dataset.jpThemeLight === 'true'")
+
+
+def without_kernel(path):
+    """Make JupyterLab ask before it starts a kernel for this notebook: it names no kernel and no language."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": {}}))
+
+
+def test_student_reopens_a_notebook_without_a_kernel(lab, folder):
+    """Saved in JupyterLab, opened again with no kernel: the picture shows."""
+    path = write_notebook(folder / "saved.ipynb", PARABOLA)
+    with lab.notebook("saved.ipynb"):
+        lab.page.locator(lab.live).wait_for()
+        lab.save()
+    without_kernel(path)
+    with lab.notebook("saved.ipynb", kernel=False):
+        picture = lab.page.locator(".jp-OutputArea-child img")
+        picture.wait_for()
+        assert picture.is_visible() and lab.page.locator(EXPLORER).count() == 0
+        assert lab.page.get_by_text("Run this cell to get the sliders").is_visible()
+        lab.screenshot("explorer_without_kernel")
+
+
+def test_reader_opens_the_committed_notebook_without_a_kernel(lab, folder):
+    """As it is in the repository: pictures and tables, and no broken widget."""
+    without_kernel(folder / "nbs" / "lib" / "explore.ipynb")
+    with lab.notebook("nbs/lib/explore.ipynb", kernel=False):
+        lab.page.locator(".jp-OutputArea-child img").first.wait_for()
+        assert lab.page.locator(".jp-OutputArea-child img").count() >= 4
+        assert lab.page.get_by_text("model not found").count() == 0
+        assert lab.page.locator(".jp-RenderedHTML table td", has_text="0.9511").count() == 2
+        lab.tall_screenshot("explore_notebook_without_kernel")
+
+
+# --- the lessons ------------------------------------------------------------------------------------------------------
+def changed(explorer, before, seconds=5):
+    """Wait until an explorer's picture or words differ; False when they did not in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if picture_and_words(explorer) != before: return True
+        time.sleep(0.05)
+    return False
+
+
+def picture_and_words(explorer):
+    return explorer.locator(".lessonlib-row").inner_html() + words(explorer)
+
+
+def move_something(explorer):
+    """Move the first control by keyboard, one way or the other; True when the picture or the words followed."""
+    before = picture_and_words(explorer)
+    sliders, others = explorer.locator(HANDLE), explorer.locator("input[type=checkbox], select")
+    (sliders if sliders.count() else others).first.focus()
+    for key in ("ArrowRight", "ArrowLeft") if sliders.count() else ("Space", "ArrowDown"):
+        explorer.page.keyboard.press(key)
+        if changed(explorer, before, 2): return True
+    return False
+
+
+def check_fitting(lab):
+    """Lesson 02: moving a slider by keyboard changes the curve and the loss."""
+    explorer = lab.page.locator(EXPLORER, has_text="loss (MAE) =").first
+    explorer.scroll_into_view_if_needed()
+    curve, sentence = explorer.locator(".lessonlib-row > svg svg path").nth(1), words(explorer)
+    before = curve.get_attribute("d")
+    focus_slider(explorer).press("ArrowRight")
+    wait_for_words(explorer, "a = 1.2")
+    losses = [re.search(r"loss \(MAE\) = (\d+\.\d+)", text)[1] for text in (sentence, words(explorer))]
+    assert curve.get_attribute("d") != before and losses[0] != losses[1]
+
+
+CHECKS = {"02_fitting": check_fitting}
+
+
+def hidden_twins(lab):
+    twins = lab.page.locator(f"{lab.live} + .jp-OutputArea-child:has(img)")
+    return sum(not twin.is_visible() for twin in twins.all())
+
+
+@pytest.mark.parametrize("stem", LESSONS)
+def test_lesson_runs_and_its_explorers_move(lab, stem):
+    """Open, run all: no error; every explorer is alive, hides its static twin, and follows the keyboard."""
+    with lab.notebook(f"nbs/lessons/{stem}.ipynb"):
+        assert lab.errors() == []
+        lab.top()
+        lab.screenshot(stem)
+        if stem in CHECKS: CHECKS[stem](lab)
+        explorers = lab.page.locator(EXPLORER).all()
+        for number, explorer in enumerate(explorers, 1):
+            explorer.scroll_into_view_if_needed()
+            explorer.locator(".lessonlib-row > svg").first.wait_for()
+            assert move_something(explorer), f"explorer {number} did not follow a key: {words(explorer)}"
+            lab.screenshot(f"{stem}_explorer_{number}", explorer)
+        assert hidden_twins(lab) == len(explorers)
+        assert [text for text in lab.page.locator(".lessonlib-problem").all_text_contents() if text] == []
+        lab.tall_screenshot(f"{stem}_full")
