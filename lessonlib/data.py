@@ -7,7 +7,7 @@ __all__ = ['data_manifest', 'verify_data', 'rebuild_mnist', 'datasets', 'get_dat
            'load_images', 'verify_images', 'resize_images', 'parent_label', 'is_cat', 'RegexLabeller', 'random_split',
            'Batches', 'DataLoaders']
 
-# %% ../nbs/lib/data.ipynb #501da8fd
+# %% ../nbs/lib/data.ipynb #49b847ce
 import csv
 import difflib
 import errno
@@ -20,7 +20,6 @@ import pickle
 import re
 import shutil
 import stat
-import struct
 import subprocess
 import sys
 import tarfile
@@ -229,25 +228,14 @@ def rebuild_mnist(
     folder.mkdir(parents=True, exist_ok=True)
     return [_write_atomically(folder/f"{name}.npy.xz", _compress(array)) for name, array in arrays.items()]
 
-# %% ../nbs/lib/data.ipynb #6bb66466
-def _png(
-    image: np.ndarray,  # (height, width), uint8
-) -> bytes:
-    "The grey image as a PNG file: header, pixels, end. Source: the PNG specification (ISO/IEC 15948:2004), chapters 5 and 11."
-    height, width = image.shape
-    rows = np.zeros((height, 1 + width), np.uint8)  # each row begins with the number of its filter; 0 is none
-    rows[:, 1:] = image
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, grey
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
-
-# %% ../nbs/lib/data.ipynb #9c395bfd
+# %% ../nbs/lib/data.ipynb #34fe4133
 def _build_mnist(
     folder: Path,
     digits: Sequence[int] = tuple(range(10)),
 ) -> None:
     "Writes `train/DIGIT/N.png` and `valid/DIGIT/N.png` (N: index in the original 60,000 or 10,000) and `labels.csv`."
+    from PIL import Image
+
     images, labels = _embedded_mnist("images"), _embedded_mnist("labels")
     for part in ("train", "valid"):
         for digit in digits:
@@ -258,8 +246,7 @@ def _build_mnist(
         for index in _progress(np.flatnonzero(np.isin(labels, digits)).tolist(), "writing MNIST"):
             part, number = ("train", index) if index < 60_000 else ("valid", index - 60_000)
             name = f"{part}/{labels[index]}/{number}.png"
-            with open(f"{folder}/{name}", "wb") as file:
-                file.write(_png(images[index]))
+            Image.fromarray(images[index]).save(f"{folder}/{name}", compress_level=1)  # 6, the usual, takes longer and saves little
             writer.writerow([name, labels[index]])
 
 # %% ../nbs/lib/data.ipynb #d4d54d86

@@ -616,7 +616,9 @@ def damaged(tmp_path):
     (tmp_path / "bad_text.jpg").write_text("<html>404</html>")
     (tmp_path / "bad_script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     photo.save(tmp_path / "bad_unusual_format.png", format="PCX")  # Pillow reads it, but it is not one of the admitted formats
-    header = bytearray(data._png(np.zeros((1, 1), np.uint8)))
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((1, 1), np.uint8)).save(buffer, format="png")
+    header = bytearray(buffer.getvalue())
     header[16:24] = (50_000).to_bytes(4, "big") * 2
     header[29:33] = data.zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
     (tmp_path / "bad_bomb.png").write_bytes(header)

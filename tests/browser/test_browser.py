@@ -37,6 +37,12 @@ def wait_for_words(explorer, text):
     explorer.locator(".lessonlib-words", has_text=text).wait_for(timeout=10_000)
 
 
+def scroll_to(explorer):
+    """Bring an explorer into view; JupyterLab does not lay out cells that are far away."""
+    explorer.evaluate("(explorer) => explorer.scrollIntoView({block: 'center'})")
+    explorer.locator(".lessonlib-row > svg").first.wait_for()
+
+
 def focus_slider(explorer, number=0):
     handle = explorer.locator(HANDLE).nth(number)
     handle.focus()
@@ -222,7 +228,7 @@ def move_something(explorer):
 def check_fitting(lab):
     """Lesson 02: moving a slider by keyboard changes the curve and the loss."""
     explorer = lab.page.locator(EXPLORER, has_text="loss (MAE) =").first
-    explorer.scroll_into_view_if_needed()
+    scroll_to(explorer)
     curve, sentence = explorer.locator(".lessonlib-row > svg svg path").nth(1), words(explorer)
     before = curve.get_attribute("d")
     focus_slider(explorer).press("ArrowRight")
@@ -249,8 +255,7 @@ def test_lesson_runs_and_its_explorers_move(lab, stem):
         if stem in CHECKS: CHECKS[stem](lab)
         explorers = lab.page.locator(EXPLORER).all()
         for number, explorer in enumerate(explorers, 1):
-            explorer.scroll_into_view_if_needed()
-            explorer.locator(".lessonlib-row > svg").first.wait_for()
+            scroll_to(explorer)
             assert move_something(explorer), f"explorer {number} did not follow a key: {words(explorer)}"
             lab.screenshot(f"{stem}_explorer_{number}", explorer)
         assert hidden_twins(lab) == len(explorers)
