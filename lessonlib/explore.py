@@ -170,7 +170,7 @@ def _limits(panel, axis):
     if log: low, high = 10 ** low, 10 ** high
     return [found if end is None else end for found, end in zip((low, high), given)]
 
-# %% ../nbs/lib/explore.ipynb #1f3b493d
+# %% ../nbs/lib/explore.ipynb #1b00e517
 def _label(value, decimals=None):
     "A number as a short tick label: with so many decimals, or as a power of ten."
     if decimals is not None: text = f"{value:.{decimals}f}"
@@ -193,10 +193,11 @@ def _ticks(limits, log, count):
     largest = max(abs(low), abs(high))
     if high - low <= 1e-9 * largest: return [[low, _label(low)]]
     power = 10.0 ** math.floor(math.log10((high - low) / count))
-    step = next(power * times for times in (1, 2, 2.5, 5, 10) if power * times * count >= 0.999 * (high - low))
+    times = (1, 2, 5, 10) if power == 1 else (1, 2, 2.5, 5, 10)  # 2.5 would make epochs look like fractions
+    step = next(power * many for many in times if power * many * count >= 0.999 * (high - low))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     decimals = _decimals(step) if 1e-3 <= largest < 1e5 else None
-    return [[times * step, _label(times * step, decimals)] for times in range(first, last + 1)]
+    return [[place * step, _label(place * step, decimals)] for place in range(first, last + 1)]
 
 
 def _log_ticks(low, high, count):
@@ -243,13 +244,13 @@ def _size(panel, count):
     wide, high = _cell(grid)
     return min(width, max(150, wide * grid["columns"] + 30)), min(480, max(120, high * grid["rows"] + 60))
 
-# %% ../nbs/lib/explore.ipynb #29efe82d
+# %% ../nbs/lib/explore.ipynb #bbfbb947
 def _legend(panel, left, width, top):
     "A list of labels with their places, in rows as wide as the axes; and how high they are."
     x, y, entries = left, top, []
     for mark in panel.marks:
         if not mark.get("label"): continue
-        wide = 40 + 6.8 * len(mark["label"])
+        wide = 42 + 7 * len(mark["label"])
         if x > left and x + wide > left + width: x, y = left, y + 18
         look = {"kind": mark["kind"], "color": mark["color"], "dash": mark.get("dash", False)}
         entries.append({"label": mark["label"], "x": x, "y": y, **look})
@@ -289,7 +290,7 @@ def _panel_dict(panel, size):
     box = _box(panel, size, 10 + 18 * len(title) + rows, lim)
     axes = {axis: {"lim": lim[axis], "log": panel.log[axis], "label": getattr(panel, axis + "label"),
                    "ticks": _ticks(lim[axis], panel.log[axis], length // space) if _has_axes(panel) else []}
-            for axis, length, space in (("x", box[2], 70), ("y", box[3], 45))}
+            for axis, length, space in (("x", box[2], 60), ("y", box[3], 38))}
     if panel.categories: axes["x"]["ticks"] = [[place, name] for place, name in enumerate(panel.categories)]
     return {"title": title, "size": list(size), "box": box, "axes": _has_axes(panel), "legend": legend,
             "marks": [_fitted(mark, box) for mark in panel.marks], **axes}
@@ -684,7 +685,7 @@ function render({model, el}) {
 export default {render};
 """
 
-# %% ../nbs/lib/explore.ipynb #cc4356d6
+# %% ../nbs/lib/explore.ipynb #f6cb67a5
 _STYLE = """
 .lessonlib-explorer { --ink: var(--jp-content-font-color1, #333); --accent: var(--jp-brand-color1, #1976d2); }
 .lessonlib-row { display: flex; flex-wrap: wrap; max-width: 1000px; color: var(--ink); }
@@ -701,6 +702,7 @@ _STYLE = """
 .lessonlib-words { min-height: 3em; color: var(--ink); }
 .lessonlib-problem { color: var(--jp-error-color1, #c62828); }
 .lessonlib-explorer .widget-slider, .lessonlib-explorer .widget-checkbox { width: auto; max-width: 540px; }
+.lessonlib-explorer .widget-label { margin-right: 12px; }
 .lessonlib-explorer .noUi-handle { background: var(--accent); border-color: var(--accent); }
 .lessonlib-explorer .noUi-handle:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .lessonlib-pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }

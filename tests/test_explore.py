@@ -80,7 +80,7 @@ def test_table_cells_and_highlight():
 
 def test_image_colours():
     assert explore._rgb([[0, 128, 255]], 0, 255, "gray")[0, :, 0].tolist() == [0, 128, 255]
-    red, white, blue = explore._rgb([[-3, 0, 3]], None, None, "RdBu")[0]
+    red, white, blue = explore._rgb([[-1, 0, 3]], None, None, "RdBu")[0]
     assert red[0] > red[2] and white.min() > 240 and blue[2] > blue[0]
     assert explore._rgb([[7, 7]], None, None, "gray").tolist() == [[[0, 0, 0]] * 2]
     colour = np.zeros((2, 3, 3), dtype=np.uint8)
@@ -266,7 +266,7 @@ def test_a_picture_that_was_high_stays_high():
 
 
 # --- published and here -----------------------------------------------------------------------------------------------
-ROWS = [("accuracy <3>", 0.9511, 0.951079), ("counts", "6131 / 6265", "6131 / 6265", "training set"),
+ROWS = [("accuracy <3>", 0.9511, 0.951079), ("counts", "6131 / 6265", "6131 / 6265", "training set"), ("loss", 0.979, 0.97456),
         ("new", None, torch.tensor(3))]
 
 
@@ -287,7 +287,8 @@ def test_published_table_has_three_forms():
     record = bundle["application/vnd.lessonlib.published+json"]
     assert record["lesson"] == "01_pixels" and record["rows"][0] == {
         "quantity": "accuracy <3>", "published": "0.9511", "here": "0.9511", "note": ""}
-    assert record["rows"][2]["published"] == "–" and record["rows"][2]["here"] == "3"
+    assert record["rows"][2]["here"] == "0.975", "as many decimals as the published value"
+    assert record["rows"][3]["published"] == "–" and record["rows"][3]["here"] == "3"
     assert "accuracy &lt;3&gt;" in bundle["text/html"] and "training set" in bundle["text/plain"]
     assert bundle["text/plain"].splitlines()[1].split() == ["accuracy", "<3>", "0.9511", "0.9511"]
 

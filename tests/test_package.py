@@ -126,5 +126,5 @@ print(len(image_files(get_data("mnist_sample"))))
 
 
 def test_wheel_command_without_a_clone_says_what_to_do(wheel_python, tmp_path):
-    result = subprocess.run([wheel_python, "-m", "lessonlib.cli", "run"], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run([wheel_python.with_name("lessonlib"), "run"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2 and "inside a clone of the course" in result.stderr

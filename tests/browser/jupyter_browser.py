@@ -212,6 +212,10 @@ class Lab:
         finally:
             self.close()
 
+    def unfold(self):
+        """Open the sections that are folded ("Going deeper")."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:expand-all-headings')")
+
     def top(self):
         """Scroll to the first cell and take the cursor out of the way."""
         self.page.evaluate("""() => {

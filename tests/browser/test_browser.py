@@ -23,7 +23,8 @@ def draw(a, c, dashed, shape):
     curve = Panel("A parabola", "x", "y", ylim=(-10, 10))
     curve.line(x, [a * value ** 2 + c for value in x], label="curve", dash=dashed)
     bars = Panel("Its parts", "part", "value", ylim=(-5, 5)).bars(["a", "c"], [a, c])
-    return Scene(curve, bars, Panel("Pixels").image([[0, 1], [1, 0]]), text=f"Here a is {a:.1f} and c is {c}.")
+    text = f"Here a is {a:.1f} and c is {c}." + "\\nThat is steep." * (a == 5)
+    return Scene(curve, bars, Panel("Pixels").image([[0, 1], [1, 0]]), text=text)
 explorer = Explorer(draw, a=(-5, 5, 0.1, 1), c=(-3, 3, 1, 1), dashed=False, shape=["good", "slow", "broken"])
 explorer
 """
@@ -250,13 +251,14 @@ def test_lesson_runs_and_its_explorers_move(lab, stem):
     """Open, run all: no error; every explorer is alive, hides its static twin, and follows the keyboard."""
     with lab.notebook(f"nbs/lessons/{stem}.ipynb"):
         assert lab.errors() == []
+        lab.unfold()
         lab.top()
         lab.screenshot(stem)
         if stem in CHECKS: CHECKS[stem](lab)
         explorers = lab.page.locator(EXPLORER).all()
         for number, explorer in enumerate(explorers, 1):
             scroll_to(explorer)
-            assert move_something(explorer), f"explorer {number} did not follow a key: {words(explorer)}"
+            assert move_something(explorer), f"explorer {number} stands still: {explorer.text_content()}"
             lab.screenshot(f"{stem}_explorer_{number}", explorer)
         assert hidden_twins(lab) == len(explorers)
         assert [text for text in lab.page.locator(".lessonlib-problem").all_text_contents() if text] == []
