@@ -5,8 +5,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A deadline for each example would test the machine's load, not the code.
+settings.register_profile("lessonlib", deadline=None)
+settings.load_profile("lessonlib")
 
 # The tests never touch the user's cache or answers, unless told where to work.
 os.environ.setdefault("LESSONLIB_HOME", str(ROOT / "_build" / "home"))

@@ -263,3 +263,19 @@ def test_lesson_runs_and_its_explorers_move(lab, stem):
         assert hidden_twins(lab) == len(explorers)
         assert [text for text in lab.page.locator(".lessonlib-problem").all_text_contents() if text] == []
         lab.tall_screenshot(f"{stem}_full")
+
+
+# --- guesses ----------------------------------------------------------------------------------------------------------
+def test_guess_by_keyboard(lab, folder):
+    """Type, Enter: the verdict comes in words; the static version is hidden while the live one is there."""
+    write_notebook(folder / "guess.ipynb", """
+from lessonlib.quiz import guess
+guess("How many sides has a cube?", 6, why="Think of a die.")
+""")
+    with lab.notebook("guess.ipynb"):
+        live, static = lab.page.locator(".lessonlib-guess-live"), lab.page.locator(".lessonlib-guess")
+        live.locator("input").fill("4")
+        lab.page.keyboard.press("Enter")
+        live.get_by_text("You said 4, 33% below. It is 6. Think of a die.").wait_for()
+        assert static.count() == 1 and not static.is_visible()
+        lab.screenshot("guess")
