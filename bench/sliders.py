@@ -32,7 +32,8 @@ WAYS = {"Explorer": ".lessonlib-explorer", "interact + matplotlib": ".widget-int
 # The clock starts at the key's own event and stops when the page holds a different picture (an image: decoded).
 WATCH = """(selector) => {
   const place = document.querySelector(selector);
-  const look = () => [...place.querySelectorAll("svg svg path, img")].map((node) => node.getAttribute("d") || node.src).join();
+  const parts = () => [...place.querySelectorAll("svg svg path, img")];
+  const look = () => parts().map((node) => node.getAttribute("d") || node.src).join();
   const before = look();
   let start;
   document.addEventListener("keydown", () => { start = performance.now(); }, {capture: true, once: true});
@@ -77,7 +78,8 @@ def measure(presses, warm_up=5):
 def report(times):
     for name, found in times.items():
         tenths = statistics.quantiles(found, n=10)
-        print(f"{name:<24}{statistics.median(found):6.0f} ms  (p10 {tenths[0]:.0f}, p90 {tenths[-1]:.0f}, {len(found)} presses)")
+        spread = f"p10 {tenths[0]:.0f}, p90 {tenths[-1]:.0f}, {len(found)} presses"
+        print(f"{name:<24}{statistics.median(found):6.0f} ms  ({spread})")
     ours, theirs = (statistics.median(found) for found in times.values())
     verdict = "within" if ours <= 30 and theirs >= 3 * ours else "OVER"
     print(f"{theirs / ours:.1f} times faster; {verdict} the budget (30 ms, 3 times)")

@@ -647,11 +647,14 @@ function drawPanel(panels, panel) {
 }
 """
 
-# %% ../nbs/lib/explore.ipynb #514c7364
+# %% ../nbs/lib/explore.ipynb #9d9c1377
 _RENDER = """
-function nameSliders(el) {
+function prepareControls(el) {
   const explorer = el.closest(".lessonlib-explorer");
-  for (const slider of explorer ? explorer.querySelectorAll(".widget-slider") : []) {
+  if (!explorer) return;
+  // Else JupyterLab takes the arrow keys of a menu for its own and moves to the next cell.
+  for (const control of explorer.querySelectorAll("select, input, .noUi-handle")) control.setAttribute("data-lm-suppress-shortcuts", "true");
+  for (const slider of explorer.querySelectorAll(".widget-slider")) {
     const handle = slider.querySelector(".noUi-handle"), label = slider.querySelector(".widget-label");
     if (handle && label) handle.setAttribute("aria-label", label.textContent);
   }
@@ -679,7 +682,7 @@ function render({model, el}) {
   model.on("change:problem", warn);
   show();
   warn();
-  requestAnimationFrame(() => nameSliders(el));
+  requestAnimationFrame(() => prepareControls(el));
 }
 
 export default {render};

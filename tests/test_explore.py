@@ -32,11 +32,15 @@ CONTROLS = {"a": (-5, 5, 0.5, 1), "whole": (0, 9, 1, 3), "on": False, "kind": ["
 # --- importing --------------------------------------------------------------------------------------------------------
 def test_import_is_light():
     code = f"import sys, lessonlib.explore; print([name for name in {HEAVY} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 # --- panels and scenes ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda values: torch.tensor(values, requires_grad=True)])
+def trained(values): return torch.tensor(values, requires_grad=True)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, trained])
 def test_marks_take_lists_arrays_and_tensors(kind):
     line, = marks(Panel().line(kind([1.0, 2.0]), kind([3.0, 4.0])))
     assert (line["x"], line["y"], line["color"]) == ([1, 2], [3, 4], "#1f77b4")
@@ -128,7 +132,8 @@ def test_tick_labels_are_round_numbers():
     assert labels(0, 1, count=4) == ["0.00", "0.25", "0.50", "0.75", "1.00"]
     assert labels(0, 1e-4) == ["0", "2e−5", "4e−5", "6e−5", "8e−5", "0.0001"]
     assert labels(0, 1e6) == ["0", "2e5", "4e5", "6e5", "8e5", "1e6"]
-    assert labels(0.001, 20, log=True) == ["0.001", "0.01", "0.1", "1", "10"] and labels(1, 8, log=True) == ["1", "2", "5"]
+    assert labels(0.001, 20, log=True) == ["0.001", "0.01", "0.1", "1", "10"]
+    assert labels(1, 8, log=True) == ["1", "2", "5"]
 
 
 def test_legend_wraps_instead_of_covering_the_axes():
@@ -151,8 +156,8 @@ def test_figure_has_the_size_of_the_live_picture(count):
 
 
 def test_figure_draws_every_kind_of_mark():
-    lines = Panel("a", "x", "y").line([0, 1], [0, 1], label="l").points([0], [1], label="p").bars([0, 1], [1, 2], label="b")
-    lines.rule(x=0.5, label="r").rule(y=0.5).text(0, 0, "note")
+    lines = Panel("a", "x", "y").line([0, 1], [0, 1], label="l").points([0], [1], label="p")
+    lines.bars([0, 1], [1, 2], label="b").rule(x=0.5, label="r").rule(y=0.5).text(0, 0, "note")
     others = Panel().image(np.eye(4), cmap="RdBu"), Panel().table([[1, 2]], highlight=[(0, 0)])
     figure = Scene(lines, *others, text="words").figure()
     page, axes, image, table = figure.axes
@@ -177,7 +182,8 @@ def test_state_starts_and_changes():
 
 @pytest.mark.parametrize("values, words", [
     ({"a": 5.1}, "from -5 to 5"), ({"a": math.nan}, "from -5 to 5"), ({"a": "1"}, "a='1'"),
-    ({"whole": 2.5}, "whole number"), ({"whole": True}, "whole=True"), ({"on": 1}, "True or False"), ({"kind": "third"}, "one of ['first'"),
+    ({"whole": 2.5}, "whole number"), ({"whole": True}, "whole=True"), ({"on": 1}, "True or False"),
+    ({"kind": "third"}, "one of ['first'"),
     ({"knd": "first"}, "try kind"), ({"zzz": 1}, "a, whole, on, kind")])
 def test_bad_values_raise_and_change_nothing(values, words):
     state = ExplorerState(draw, **CONTROLS)
@@ -266,8 +272,8 @@ def test_a_picture_that_was_high_stays_high():
 
 
 # --- published and here -----------------------------------------------------------------------------------------------
-ROWS = [("accuracy <3>", 0.9511, 0.951079), ("counts", "6131 / 6265", "6131 / 6265", "training set"), ("loss", 0.979, 0.97456),
-        ("new", None, torch.tensor(3))]
+ROWS = [("accuracy <3>", 0.9511, 0.951079), ("counts", "6131 / 6265", "6131 / 6265", "training set"),
+        ("loss", 0.979, 0.97456), ("new", None, torch.tensor(3))]
 
 
 def shown(rows, lesson=None):

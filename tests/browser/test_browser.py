@@ -91,6 +91,11 @@ class TestWidget:
         lab.page.keyboard.press("Space")
         parabola.locator("path[stroke-dasharray='7 4']").first.wait_for(state="attached")
         lab.page.keyboard.press("Space")
+        menu = parabola.locator("select")
+        menu.focus()
+        for key, choice in (("ArrowDown", "slow"), ("ArrowUp", "good")):
+            lab.page.keyboard.press(key)
+            assert menu.input_value() == choice, f"{key} did not reach the menu"
 
     def test_readable_by_a_screen_reader(self, parabola):
         assert [handle.get_attribute("aria-label") for handle in parabola.locator(HANDLE).all()] == ["a", "c"]
@@ -220,7 +225,7 @@ def move_something(explorer):
     before = picture_and_words(explorer)
     sliders, others = explorer.locator(HANDLE), explorer.locator("input[type=checkbox], select")
     (sliders if sliders.count() else others).first.focus()
-    for key in ("ArrowRight", "ArrowLeft") if sliders.count() else ("Space", "ArrowDown"):
+    for key in ("ArrowRight", "ArrowLeft") if sliders.count() else ("ArrowDown", "Space"):
         explorer.page.keyboard.press(key)
         if changed(explorer, before, 2): return True
     return False
