@@ -20,6 +20,9 @@ CONTRACT = {
     "fitting": "quad mk_quad add_noise mae mse rectified_linear double_relu triple_relu gradient_descent",
     "linear_sgd": "init_params linear sigmoid mnist_loss batch_accuracy BasicOptim train_epoch validate_epoch",
     "mlp": "MLP",
+    "learner": "Learner load_learner Callback accuracy error_rate",
+    "cross_entropy": "softmax log_softmax nll_loss cross_entropy",
+    "doctor": "doctor",
     "quiz": "guess",
 }
 
@@ -60,7 +63,7 @@ def test_state_modules_import_no_torch(module):
     assert heavy == ""
 
 
-@pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp"])
+@pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp", "learner", "cross_entropy", "doctor"])
 def test_lesson_modules_import_only_torch(module):
     """torchvision alone costs 2.3 s, pandas 0.23 s: nobody pays for what is not used."""
     heavy = python(f"import torch, sys; before = set(sys.modules); import lessonlib.{module}; print(*sorted((set(sys.modules) - before) & "
