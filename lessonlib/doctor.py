@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Finding', 'Report', 'doctor']
 
-# %% ../nbs/lib/doctor.ipynb #31750355
+# %% ../nbs/lib/doctor.ipynb #c725fe9b
 import copy
 import html
 import importlib.metadata
@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset, default_collate
 
 from .data import Batches, _home, verify_data
+from .learner import _LOSS_KINDS, _groups, _name, _pair, _target_problem
 
 # %% ../nbs/lib/doctor.ipynb #04b08bf2
 _STATUSES = ("fail", "warn", "ok", "skip")  # the most urgent first
@@ -207,30 +208,19 @@ def _generator_undo(generator):
     if isinstance(generator, np.random.RandomState): return partial(generator.set_state, generator.get_state())
     return partial(generator.setstate, generator.getstate())
 
-# %% ../nbs/lib/doctor.ipynb #08238570
-def _hidden_models(function) -> list:
-    "What a plain function uses from outside that has parameters: modules and hand-built models."
+# %% ../nbs/lib/doctor.ipynb #01df96c2
+def _buffers_used(function) -> list[Tensor]:
+    "Buffers of the modules that a plain function uses from outside: predicting may change them."
     while isinstance(function, partial): function = function.func
     if not isinstance(function, types.FunctionType): return []
     used = inspect.getclosurevars(function)
-    return [value for value in chain(used.nonlocals.values(), used.globals.values()) if hasattr(value, "parameters") and not isinstance(value, type)]
+    return [buffer for value in chain(used.nonlocals.values(), used.globals.values()) if isinstance(value, nn.Module) for buffer in value.buffers()]
 
 
-def _put_back(model, attributes: dict, buffers: list) -> None:
-    "Undoes what predicting changed in a model: attributes of a hand-built one, buffers such as batch-norm statistics."
-    if not isinstance(model, nn.Module) and hasattr(model, "__dict__"):
-        vars(model).clear()
-        vars(model).update(attributes)
-    with torch.no_grad():
-        for buffer, before in buffers: buffer.copy_(before)
+def _copy_back(buffer: Tensor, before: Tensor) -> None:
+    with torch.no_grad(): buffer.copy_(before)
 
-
-def _model_undo(model):
-    "A function that puts a model back which only predicts in between."
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if isinstance(model, nn.Module) else []
-    return partial(_put_back, model, dict(getattr(model, "__dict__", {})), buffers)
-
-# %% ../nbs/lib/doctor.ipynb #c9037913
+# %% ../nbs/lib/doctor.ipynb #37b49c1b
 @contextmanager
 def _unchanged(*things):  # data, model, loss function
     "Whatever happens inside, random states and the models that functions use are as before afterwards."
@@ -241,23 +231,27 @@ def _unchanged(*things):  # data, model, loss function
     if torch.backends.mps.is_available():
         undo.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
     undo += [_generator_undo(generator) for generator in _generators(list(things))]
-    undo += [_model_undo(model) for thing in things for model in _hidden_models(thing)]
+    undo += [partial(_copy_back, buffer, buffer.clone()) for thing in things for buffer in _buffers_used(thing)]
     try:
         yield
     finally:
         for step in undo: step()
 
-# %% ../nbs/lib/doctor.ipynb #f26726e7
+# %% ../nbs/lib/doctor.ipynb #0c086cb2
 def _rows(n: int, count: int) -> Tensor:
     "`count` of the numbers 0 ... n-1 in random order, the same each time; all of them if there are fewer."
-    generator = torch.Generator().manual_seed(0)
-    if n > 2_000_000: return torch.randint(n, (count,), generator=generator)
-    return torch.randperm(n, generator=generator)[:count]
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count]
 
 
 def _kind_text(part: Tensor) -> str:
     "Type and shape of inputs or targets for a reader: float32 (n, 784)."
     return f"{str(part.dtype).removeprefix('torch.')} ({', '.join(map(str, ['n', *part.shape[1:]]))})"
+
+
+def _own(batch) -> tuple[Tensor, Tensor]:
+    "A copy of a mini-batch, which a model may change. `ValueError` if it is no pair (xb, yb)."
+    xb, yb = _pair(batch, None)
+    return xb.detach().clone(), yb.detach().clone()
 
 
 def _can_index(loader) -> bool:
@@ -272,34 +266,26 @@ def _stored_tensors(loader) -> tuple[Tensor, ...] | None:
              and type(loader.batch_sampler) is BatchSampler and type(loader.sampler) in (SequentialSampler, RandomSampler))
     return loader.dataset.tensors if plain and len(loader.dataset.tensors) == 2 else None
 
-
-def _pair(batch) -> tuple[Tensor, Tensor]:
-    "A copy of a mini-batch, which a model may change. `TypeError` or `ValueError` if it is no pair of tensors."
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-        raise TypeError(f"a mini-batch is a {type(batch).__name__}{size}, expected a pair (xb, yb)")
-    if not all(isinstance(part, Tensor) for part in batch):
-        raise TypeError(f"a mini-batch holds {' and '.join(type(part).__name__ for part in batch)}, expected two tensors")
-    if batch[0].ndim == 0 or batch[1].ndim == 0 or len(batch[0]) != len(batch[1]):
-        raise ValueError(f"inputs {tuple(batch[0].shape)} and targets {tuple(batch[1].shape)} differ in length")
-    return batch[0].detach().clone(), batch[1].detach().clone()
-
-# %% ../nbs/lib/doctor.ipynb #b0de0038
+# %% ../nbs/lib/doctor.ipynb #e374d404
 def _walk(loader):
     "The mini-batches in the loader's own order, without its worker processes."
     if _can_index(loader):
-        for indices in loader.batch_sampler: yield loader.collate_fn([loader.dataset[index] for index in indices])
+        for numbers in loader.batch_sampler: yield loader.collate_fn([loader.dataset[number] for number in numbers])
     else:
         batches = iter(loader)
         if batches is loader: raise TypeError("the data are a generator, which can be walked only once: expected Batches, a DataLoader or a list")
         yield from batches
 
 
-def _item_order(loader: DataLoader, count: int):
-    "Numbers of items to look at: spread over the set, and only those that the loader uses."
-    if type(loader.batch_sampler) is not BatchSampler: return chain.from_iterable(loader.batch_sampler)
-    if type(loader.sampler) is SequentialSampler: return iter(_rows(len(loader.dataset), count).tolist())
-    return iter(loader.sampler)
+def _by_number(loader):  # (item numbers, function from some of them to a mini-batch), or None
+    "How to read any items of a set, where they have numbers: those of stored tensors, of a dataset, or of `image_dataloaders`."
+    stored = _stored_tensors(loader)
+    if stored is not None: return range(len(stored[0])), lambda numbers: [tensor[numbers.to(tensor.device)] for tensor in stored]
+    if _can_index(loader):
+        numbers = list(islice(chain.from_iterable(loader.batch_sampler), 2_000_000))
+        return numbers, lambda places: loader.collate_fn([loader.dataset[numbers[place]] for place in places])
+    if hasattr(loader, "batch") and hasattr(loader, "targets"): return range(len(loader.targets)), loader.batch
+    return None
 
 
 def _within(seconds: float, items):
@@ -309,41 +295,7 @@ def _within(seconds: float, items):
         yield item
         if time.perf_counter() > stop: return
 
-
-def _read_sample(side, count: int = 512) -> tuple[Tensor, Tensor]:
-    "Some items as one mini-batch, from wherever they can be had."
-    if side.stored is not None:
-        rows = _rows(len(side.stored[0]), count)
-        return _pair([tensor[rows.to(tensor.device)] for tensor in side.stored])
-    if _can_index(side.loader):
-        numbers = islice(_item_order(side.loader, count), count)
-        return _pair(side.loader.collate_fn(list(_within(2.0, (side.loader.dataset[number] for number in numbers)))))
-    inputs, targets = zip(*side.first_batches)
-    return torch.cat(inputs)[:count], torch.cat(targets)[:count]
-
-# %% ../nbs/lib/doctor.ipynb #984fe256
-def _known_labels(loader) -> Tensor | None:
-    "The labels of all items, where they can be had without reading the inputs."
-    stored = _stored_tensors(loader)
-    if stored is not None: return stored[1]
-    dataset = getattr(loader, "dataset", None)
-    labels = getattr(dataset, "targets", None)  # as torchvision's data sets keep them
-    if labels is None or not _can_index(loader) or getattr(dataset, "target_transform", None) is not None: return None
-    labels = torch.as_tensor(labels)
-    return labels if len(labels) == len(dataset) else None
-
-
-def _labels_by_batch(side, count: int = 100) -> list[Tensor]:
-    "The labels of some mini-batches, as training meets them."
-    labels, loader = _known_labels(side.loader), side.loader
-    if labels is not None and _can_index(loader):
-        return [labels[torch.tensor(indices, device=labels.device)] for indices in islice(loader.batch_sampler, count)]
-    if labels is not None and not loader.shuffle:
-        batches = labels.split(loader.batch_size)
-        return [batches[index] for index in _rows(len(batches), count).tolist()]
-    return [targets for _, targets in side.first_batches]
-
-# %% ../nbs/lib/doctor.ipynb #0c1c206e
+# %% ../nbs/lib/doctor.ipynb #e768134c
 class _Side:
     "The training set or the validation set: what the checks need to know of it, each looked up once."
     def __init__(self, loader, name: str):
@@ -355,35 +307,36 @@ class _Side:
         return _stored_tensors(self.loader)
 
     @_evidence("inputs: loading")
-    def first_batches(self) -> list[tuple[Tensor, Tensor]]:
-        found = [_pair(batch) for batch in _within(2.0, islice(_walk(self.loader), 8))]
+    def first_batches(self) -> tuple[list[tuple[Tensor, Tensor]], float]:  # some mini-batches, and how many seconds the first one took
+        start = time.perf_counter()
+        found = [(_own(batch), time.perf_counter() - start) for batch in _within(1.5, islice(_walk(self.loader), 8))]
         if not found: raise ValueError(f"the {self.name} is empty: expected at least one mini-batch")
-        return found
+        return [batch for batch, _ in found], found[0][1]
 
     @_evidence("inputs: loading")
-    def timed_batch(self) -> tuple[Tensor, Tensor, float]:
-        start = time.perf_counter()
-        for batch in _walk(self.loader): return *_pair(batch), time.perf_counter() - start
-        raise ValueError(f"the {self.name} is empty: expected at least one mini-batch")
+    def by_number(self):
+        self.stored  # noqa: B018 - without a set there is nothing to read
+        return _by_number(self.loader)
+
+    @_evidence("inputs: loading")
+    def items(self) -> int | None:  # None where nobody knows
+        return self.by_number and len(self.by_number[0])
 
     @_evidence("inputs: loading")
     def sample(self) -> tuple[Tensor, Tensor]:
         if self.items == 0: raise ValueError(f"the {self.name} is empty: expected at least one item")
-        return _read_sample(self)
+        if self.by_number is None: parts = self.first_batches[0]
+        else: parts = [_own(self.by_number[1](part)) for part in _within(1.5, _rows(self.items, 512).split(32))]
+        return tuple(torch.cat(part)[:512] for part in zip(*parts))
 
     @_evidence("inputs: loading")
-    def labels(self) -> Tensor:
-        known, (_, some) = _known_labels(self.loader), self.sample
-        return some if known is None else known
-
-    @_evidence("labels: order")
-    def labels_by_batch(self) -> list[Tensor]: return _labels_by_batch(self)
-
-    @_evidence("inputs: loading")
-    def items(self) -> int | None:  # None where nobody knows
-        if self.stored is not None: return len(self.stored[0])
-        if _can_index(self.loader) and type(self.loader.batch_sampler) is BatchSampler: return len(self.loader.sampler)
-        return None
+    def labels(self) -> Tensor:  # of all items where they can be had without reading the inputs
+        some = self.sample[1]
+        if self.stored is not None: return self.stored[1]
+        source = getattr(self.loader, "dataset", self.loader)
+        labels = getattr(source, "targets", None)  # as torchvision's data sets and `image_dataloaders` keep them
+        known = labels is not None and self.items == len(labels) and getattr(source, "target_transform", None) is None
+        return torch.as_tensor(labels) if known else some
 
     @_evidence("inputs: loading")
     def rows(self) -> tuple[Tensor, bool]:  # inputs to compare by content; are they all there are?
@@ -391,23 +344,7 @@ class _Side:
         if self.stored is not None and self.stored[0].numel() <= 300_000_000: return self.stored[0].detach(), True
         return some, len(some) == self.items
 
-# %% ../nbs/lib/doctor.ipynb #e68ae444
-_LOSS_KINDS = {"gaussian": "numbers", "poisson": "numbers", "binary": "binary", "bce": "binary", "mnistloss": "binary",
-               "crossentropy": "classes", "nll": "classes", "mse": "numbers", "l1": "numbers", "mae": "numbers", "huber": "numbers"}
-
-
-def _loss_name(loss_func) -> str:
-    "The name of a loss function or loss module."
-    while isinstance(loss_func, partial): loss_func = loss_func.func
-    return getattr(loss_func, "__name__", type(loss_func).__name__)
-
-
-def _named_kind(loss_func) -> str | None:
-    "The task that the name of the loss function speaks of."
-    name = _loss_name(loss_func).lower().replace("_", "")
-    return next((kind for word, kind in _LOSS_KINDS.items() if word in name), None)
-
-
+# %% ../nbs/lib/doctor.ipynb #f0afb079
 def _kind_of_targets(targets: Tensor, outputs: int | None) -> str:
     "The task that the targets speak of: classes, binary or numbers."
     values = targets.float()
@@ -467,7 +404,7 @@ class _Adam:
             size = (square / (1 - 0.999**self.step_number)).sqrt() + 1e-8
             param -= self.lr * mean / (1 - 0.9**self.step_number) / size
 
-# %% ../nbs/lib/doctor.ipynb #9d494a26
+# %% ../nbs/lib/doctor.ipynb #d9eca13a
 class _ReluWatch(TorchFunctionMode):
     "Notes for each ReLU that runs: its units, and how many of them are 0 for every item."
     def __init__(self):
@@ -476,7 +413,8 @@ class _ReluWatch(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if _is_relu(function, args, kwargs or {}) and isinstance(result, Tensor) and result.ndim > 1: self.layers.append(_dead_units(result))
+        enough = isinstance(result, Tensor) and result.ndim > 1 and result.numel() >= 32 * result.shape[1]  # 0 for a few items proves nothing
+        if enough and _is_relu(function, args, kwargs or {}): self.layers.append(_dead_units(result))
         return result
 
 
@@ -492,12 +430,9 @@ def _is_relu(function, args: tuple, kwargs: dict) -> bool:
 def _dead_units(activations: Tensor) -> tuple[int, int]:  # units, dead units
     "Units that are 0 for every item: columns of (batch, units), channels of (batch, channels, ...)."
     alive = (activations.detach() > 0).transpose(0, 1).flatten(1).any(1)  # (batch, units, ...) -> (units, batch * ...) -> (units,)
-    if activations.ndim == 3:  # (batch, channels, length) or (batch, tokens, units): whichever has more dead ones
-        other = (activations.detach() > 0).flatten(0, 1).any(0)
-        alive = min(alive, other, key=lambda found: found.float().mean().item())
     return len(alive), int((~alive).sum())
 
-# %% ../nbs/lib/doctor.ipynb #ad69855b
+# %% ../nbs/lib/doctor.ipynb #1dafbf1f
 @dataclass
 class _Practice:
     "What happened when a copy was trained on one mini-batch."
@@ -522,7 +457,7 @@ def _practise(
     with torch.no_grad():
         for param in params.values(): param.mul_(scale if param.ndim > 1 else 1.0)
     for step in range(steps + 1):
-        loss = case.loss(model, *case.batch)
+        loss = case.loss(model(case.batch[0].clone()))
         found.losses.append(loss.item())
         grads = dict(zip(params, torch.autograd.grad(loss, list(params.values()), allow_unused=True)))
         found.used |= {name for name, grad in grads.items() if grad is not None}
@@ -534,12 +469,12 @@ def _practise(
         opt.step(list(grads.values()))
     return found
 
-# %% ../nbs/lib/doctor.ipynb #39aebac2
+# %% ../nbs/lib/doctor.ipynb #8c412f69
 class _Case:
-    "The set-up on the table: data, model and loss function, and what the checks need to know of them, each worked out once."
-    def __init__(self, dls, model, loss_func):
+    "The set-up: data, model, loss function, perhaps a learner. What the checks need to know of them is worked out once."
+    def __init__(self, dls, model, loss_func, learn=None, lr=None):
         self.train, self.valid = _Side(dls.train, "training set"), _Side(dls.valid, "validation set")
-        self.model, self.given_loss, self.known = model, loss_func, {}
+        self.model, self.given_loss, self.learn, self.lr, self.known = model, loss_func, learn, lr, {}
 
     @_evidence("model: parameters")
     def params(self) -> list[tuple[str, Tensor]]:
@@ -562,13 +497,18 @@ class _Case:
     @_evidence("inputs: loading")
     def batch(self) -> tuple[Tensor, Tensor]:  # items from everywhere in the training set; fewer if they are large
         size = self.train.sample[0][0].numel()
-        return tuple(part[: 64 if size <= 4096 else 32 if size <= 20_000 else 16].to(self.device) for part in self.train.sample)
+        count = 64 if size <= 4096 else 32 if size <= 20_000 else 8 if size <= 60_000 else 4
+        return tuple(part[:count].to(self.device) for part in self.train.sample)
 
     @_evidence("model: forward")
-    def preds(self) -> Tensor:
-        with torch.no_grad(): preds = self.fresh()(self.batch[0].clone())
+    def predicted(self) -> tuple[Tensor, list[tuple[int, int]]]:
+        model = self.fresh()
+        with torch.no_grad(), _ReluWatch() as watch: preds = model(self.batch[0].clone())
         if not isinstance(preds, Tensor): raise TypeError(f"the model returned a {type(preds).__name__}, expected a tensor of predictions")
-        return preds
+        return preds, watch.layers
+
+    @property
+    def preds(self) -> Tensor: return self.predicted[0]
 
     @property
     def outputs(self) -> int | None:  # how many numbers the model gives for an item; None if it does not predict
@@ -577,29 +517,30 @@ class _Case:
 
     @_evidence("model: loss function")
     def kind(self) -> str:
-        named = self.given_loss and _named_kind(self.given_loss)
+        named = self.given_loss and _LOSS_KINDS.get(_name(self.given_loss))
         return named or _kind_of_targets(self.train.sample[1], self.outputs)
 
     @_evidence("model: loss function")
     def loss_func(self):  # a copy: a loss module may keep statistics, too
         return copy.deepcopy(self.given_loss) if self.given_loss else _stand_in(self.kind)
 
-    def loss(self, model, xb: Tensor, yb: Tensor) -> Tensor:
-        _refuse_wild_labels(self)
-        loss = self.loss_func(model(xb.clone()), yb)
+    def loss(self, preds: Tensor, yb: Tensor | None = None) -> Tensor:  # of `batch`, where no other targets are given
+        yb = self.batch[1] if yb is None else yb
+        loss = self.loss_func(preds, yb)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError(f"the loss is {tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}, expected one number")
-        return loss.reshape(()) / (len(xb) if getattr(self.loss_func, "reduction", "") == "sum" else 1)
+        return loss.reshape(()) / (len(yb) if getattr(self.loss_func, "reduction", "") == "sum" else 1)
 
     @_evidence("model: loss function")
     def start_loss(self) -> float:
-        self.preds  # noqa: B018 - "model: forward" says what is wrong with these
-        with torch.no_grad(): return self.loss(self.fresh(), *self.batch).item()
+        preds = self.preds  # first: "model: forward" says what is wrong with these
+        _refuse_wild_labels(self)
+        return self.loss(preds).item()
 
     @_evidence("model: gradients")
     def practice(self) -> _Practice:
         self.params, self.start_loss  # noqa: B018 - their owners report what is wrong with these
-        return _practise(self, lr=0.01, seconds=2.5)
+        return _practise(self, lr=0.01, seconds=2.0)
 
     @_evidence("model: loss function")
     def enough(self) -> float:  # a model that can learn brings the loss of one mini-batch below this
@@ -620,10 +561,9 @@ def _know_nothing_loss(case: _Case) -> float:
     yb, found = case.batch[1], []
     constants = [0.0, 0.5, -math.log(max(2, case.outputs))]
     if case.kind == "numbers": constants = [yb.float().mean().item(), yb.float().median().item()]
-    if "nll" in _loss_name(case.loss_func).lower(): constants = constants[2:]
+    if "nll" in _name(case.loss_func).lower(): constants = constants[2:]
     for constant in constants:
-        with suppress(Exception), torch.no_grad():
-            found.append(case.loss(lambda xb, value=constant: torch.full_like(case.preds, value), *case.batch).item())
+        with suppress(Exception): found.append(case.loss(torch.full_like(case.preds, constant)).item())
     return min(found, default=case.start_loss)
 
 
@@ -631,26 +571,32 @@ def _ignored(case: _Case) -> int:
     "The label that cross-entropy leaves out, as torch does."
     return getattr(case.given_loss, "ignore_index", -100)
 
-# %% ../nbs/lib/doctor.ipynb #9624cfe2
+# %% ../nbs/lib/doctor.ipynb #99a05b45
 def doctor(
     dls=None,  # `DataLoaders`, or anything with `.train` and `.valid`, each `Batches` or a torch `DataLoader`
     model=None,  # nn.Module, hand-built model with parameters(), or a function
     loss_func=None,  # (preds, targets) -> 0-d tensor; default: what fits the targets
+    *,
+    learn=None,  # a `Learner` instead of these three: its optimiser is checked, too
+    lr=None,  # the learning rate for it; default: that of its latest `fit`
 ) -> Report:
     """Why does it not learn? Checks data, labels, split and model, and measures how long an epoch takes; alone, checks the machine.
 
-    It cannot see the learning rate and the training loop. Data, model and random state are as before afterwards.
-    `TypeError` for a model without data, and for data without `.train` and `.valid`.
+    With a learner it checks the learning rate and that the gradients are zeroed. Data, model and random state are as before afterwards.
+    `TypeError` for a model without data, for data without `.train` and `.valid`, and for a learner beside data or model.
     """
+    if learn is not None:
+        if any(given is not None for given in (dls, model, loss_func)): raise TypeError("a learner has all three: try doctor(learn=learn)")
+        dls, model, loss_func, lr = learn.dls, learn.model, learn.loss_func, learn.lr if lr is None else lr
     if dls is None:
         if model is not None or loss_func is not None: raise TypeError("doctor has a model or a loss but no data: try doctor(dls, model, loss_func)")
         return Report({name: _run_check(check) for name, check in _PREFLIGHT.items()})
     if not hasattr(dls, "train") or not hasattr(dls, "valid"):
         raise TypeError(f"dls is a {type(dls).__name__}: expected DataLoaders(train, valid), as in doctor(DataLoaders(train, valid), model)")
-    groups = ("inputs", "labels", "split") if model is None else ("inputs", "labels", "split", "model", "speed")
+    groups = ("inputs", "labels", "split", *("model", "speed") * (model is not None), *("training",) * (learn is not None))
     with _unchanged(dls, model, loss_func), torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        case = _Case(dls, model, loss_func)
+        case = _Case(dls, model, loss_func, learn, lr)
         return Report({name: _run_check(check, case) for name, check in _TRAINING.items() if name.split(":")[0] in groups})
 
 # %% ../nbs/lib/doctor.ipynb #4c1ae426
@@ -763,7 +709,7 @@ def _embedded_data() -> Finding:
     if not problems: return Finding("ok", "every file has the right SHA-256")
     return Finding("fail", "; ".join(problems), "the files as published", "Install lessonlib again, or get the damaged files again.")
 
-# %% ../nbs/lib/doctor.ipynb #14ede4ac
+# %% ../nbs/lib/doctor.ipynb #b4a6da73
 _CONVERT = "Make tensors of numbers first: `load_images` gives tensors of images; for torchvision's data sets pass transform=ToTensor()."
 
 
@@ -771,11 +717,11 @@ _CONVERT = "Make tensors of numbers first: `load_images` gives tensors of images
 def _inputs_loading(case: _Case) -> Finding:
     for side in (case.train, case.valid):
         if side.loader is None and side is case.valid: continue  # "split: sizes" says so
-        problem = _own_problem("inputs: loading", lambda side=side: (side.sample, side.timed_batch))
+        problem = _own_problem("inputs: loading", lambda side=side: (side.sample, side is case.valid or side.first_batches))
         if problem is not None:
-            advice = _CONVERT if "PIL" in str(problem) or "expected two tensors" in str(problem) else "Look at one item of the data by hand."
+            advice = _CONVERT if "PIL" in str(problem) or "data type" in str(problem) else "Look at one item of the data by hand."
             return Finding("fail", f"{side.name}: {_message(problem)}", "mini-batches (xb, yb)", advice)
-    xb, yb, _ = case.train.timed_batch
+    xb, yb = case.train.first_batches[0][0]
     return Finding("ok", f"a mini-batch has inputs {tuple(xb.shape)} and targets {tuple(yb.shape)}")
 
 
@@ -879,7 +825,7 @@ def _inputs_shape(case: _Case) -> Finding:
     if case.model is None: return Finding("ok", seen)
     return Finding("skip", seen, advice='The model did not take a mini-batch, see "model: forward".')
 
-# %% ../nbs/lib/doctor.ipynb #b28766e4
+# %% ../nbs/lib/doctor.ipynb #c12e9ecd
 def _class_numbers(labels: Tensor) -> Tensor | None:
     "Labels as one whole number for each item, or None if they are no classes."
     if labels.ndim == 2 and labels.shape[1] == 1: labels = labels[:, 0]  # (n, 1) -> (n,)
@@ -897,30 +843,13 @@ def _classes_of(case: _Case, labels: Tensor) -> Tensor:
 
 @_check("labels: type")
 def _labels_type(case: _Case) -> Finding:
-    yb = case.train.sample[1]
-    seen = _kind_text(yb)
-    if case.kind == "classes": return _class_label_type(yb, seen)
-    name = _loss_name(case.loss_func)
-    if not yb.is_floating_point() and _named_kind(case.loss_func) and name != "mnist_loss":
-        return Finding("fail", seen, f"float32 for {name}", "Convert the targets: yb.float().")
-    shape = tuple(case.preds.shape[1:]) if case.outputs else tuple(yb.shape[1:])
-    if tuple(yb.shape[1:]) == shape: return Finding("ok", seen)
-    advice = "yb[:, None] gives the targets a second dimension."
-    if math.prod(shape) > 1: advice = f"The model gives {shape} for each item: one output, or cross-entropy with whole-number labels."
-    elif not shape: advice = "preds[:, None], or yb[:, 0], makes them alike."
-    return Finding("fail", seen, f"the shape of the predictions, {_kind_text(case.preds).split(' ', 1)[1]}",
-                   f"Otherwise each prediction is compared with every target. {advice}")
+    seen = _kind_text(case.train.sample[1])
+    if case.model is None: return Finding("skip", seen, advice="Whether that fits depends on the model.")
+    problem = _target_problem(case.loss_func, case.preds, case.batch[1])
+    if not problem: return Finding("ok", seen)
+    return Finding("fail", seen, f"targets for {_name(case.loss_func)} and predictions {tuple(case.preds.shape)}", f"Here {problem}.")
 
-
-def _class_label_type(yb: Tensor, seen: str) -> Finding:
-    "Whether labels are as cross-entropy takes them."
-    if yb.is_floating_point() and yb.ndim > 1 and yb.shape[1] > 1: return Finding("ok", seen, advice="One probability for each class.")
-    wanted = "int64 (n), the number of the class"
-    if yb.dtype != torch.int64: return Finding("fail", seen, wanted, "Convert the labels: yb.long()." + " Then yb[:, 0]." * (yb.ndim == 2))
-    if yb.ndim == 2 and yb.shape[1] == 1: return Finding("fail", seen, wanted, "One dimension too many: yb[:, 0].")
-    return Finding("ok", seen)
-
-# %% ../nbs/lib/doctor.ipynb #39c6fa71
+# %% ../nbs/lib/doctor.ipynb #959b17b2
 @_check("labels: range")
 def _labels_range(case: _Case) -> Finding:
     found = []
@@ -956,13 +885,11 @@ def _binary_range(case: _Case, labels: Tensor) -> Finding:
     seen = " and ".join(f"{value:g}" for value in values.tolist()) if len(values) < 4 else f"{values.min():.3g} to {values.max():.3g}"
     if values.min() >= 0 and values.max() <= 1: return Finding("ok", seen)
     if values.tolist() in ([1, 2], [2]): return Finding("fail", seen, wanted, "Labels shifted by one: use yb - 1.")
-    if values.tolist() == [-1, 1]:
-        strict = _named_kind(case.loss_func) is None or "bce" in _loss_name(case.loss_func).lower() or "binary" in _loss_name(case.loss_func)
-        return Finding("fail" if strict and case.given_loss is None else "warn", seen, wanted, "Use (yb + 1) / 2.")
+    if values.tolist() == [-1, 1]: return Finding("warn" if case.given_loss else "fail", seen, wanted, "Use (yb + 1) / 2.")
     if values.tolist() == [0, 255]: return Finding("fail", seen, wanted, "Divide the targets by 255.")
     return Finding("fail", seen, wanted, "A binary loss takes 0 for one class and 1 for the other. For more classes use cross-entropy.")
 
-# %% ../nbs/lib/doctor.ipynb #dce8b323
+# %% ../nbs/lib/doctor.ipynb #54d7d4fc
 @_check("labels: balance")
 def _labels_balance(case: _Case) -> Finding:
     labels = _classes_of(case, case.train.labels)
@@ -986,7 +913,7 @@ def _labels_balance(case: _Case) -> Finding:
 @_check("labels: order")
 def _labels_order(case: _Case) -> Finding:
     labels = _classes_of(case, case.train.labels)
-    batches = [_classes_of(case, batch) for batch in case.train.labels_by_batch]
+    batches = [_classes_of(case, targets) for _, targets in case.train.first_batches[0]]
     batches = [batch for batch in batches if len(batch) > 1]
     shares = labels.unique(return_counts=True)[1] / len(labels)
     if not batches or len(shares) < 2: return Finding("skip", "", advice="There is nothing to mix.")
@@ -1112,7 +1039,7 @@ def _split_label_numbers(case: _Case) -> Finding:
                                                                                                                f"in one of the sets. {advice}")
     return Finding("warn", seen, "the same meaning of a label in both sets", f"{advice} If they are: the two sets show different things.")
 
-# %% ../nbs/lib/doctor.ipynb #68635e85
+# %% ../nbs/lib/doctor.ipynb #a3918b0e
 def _names(found, limit: int = 3) -> str:
     "Some names, and how many more there are."
     found = list(found)
@@ -1153,7 +1080,7 @@ def _model_forward(case: _Case) -> Finding:
 
 @_check("model: outputs")
 def _model_outputs(case: _Case) -> Finding:
-    preds, given = case.preds, _loss_name(case.loss_func).lower().replace("_", "")
+    preds, given = case.preds, _name(case.loss_func).lower().replace("_", "")
     if case.kind == "numbers" or preds.ndim != 2: return Finding("skip", "", advice="Looked at for classes only.")
     if case.kind == "classes" and preds.shape[1] == 1:
         return Finding("fail", "1 output", "one output for each class", "Cross-entropy of one output is always 0: one output for each class.")
@@ -1165,25 +1092,25 @@ def _model_outputs(case: _Case) -> Finding:
     if bool((preds == preds[0]).all()): return Finding("skip", "the same for each item", advice="Nothing to compare.")
     if shares or (case.kind == "binary" and bool(((preds >= 0) & (preds <= 1)).all()) and not _takes_probabilities(given)):
         return Finding("warn", "numbers from 0 to 1", "logits, any real numbers",
-                       f"The loss {_loss_name(case.loss_func)} squashes by itself. Leave softmax or sigmoid out of the model: twice learns slowly.")
+                       f"The loss {_name(case.loss_func)} squashes by itself. Leave softmax or sigmoid out of the model: twice learns slowly.")
     return Finding("ok", f"{preds.min().item():.2g} to {preds.max().item():.2g}")
 
 
 def _takes_probabilities(name: str) -> bool: return name in ("bceloss", "binarycrossentropy")
 
-# %% ../nbs/lib/doctor.ipynb #cc4671bf
+# %% ../nbs/lib/doctor.ipynb #4e5bb4c8
 @_check("model: loss function")
 def _model_loss_function(case: _Case) -> Finding:
-    name = _loss_name(case.given_loss) if case.given_loss else ""
+    name = _name(case.given_loss) if case.given_loss else ""
     problem = _own_problem("model: loss function", lambda: case.start_loss)
     if problem is not None: return Finding("fail", _message(problem), "one number, the loss of a mini-batch",
                                            f'{name or "The loss function"} and the targets do not fit. See also "labels: type".')
-    return Finding("ok", name or f"{_loss_name(case.loss_func)}, inferred from the targets")
+    return Finding("ok", name or f"{_name(case.loss_func)}, inferred from the targets")
 
 
 @_check("model: loss at the start")
 def _model_start_loss(case: _Case) -> Finding:
-    loss, name = case.start_loss, _loss_name(case.loss_func)
+    loss, name = case.start_loss, _name(case.loss_func)
     if not math.isfinite(loss):
         return Finding("fail", f"{loss}", "a finite number", "Look for NaN in inputs, labels and parameters, and for a logarithm of 0.")
     if case.kind != "classes" or case.outputs < 2:
@@ -1214,16 +1141,13 @@ def _model_gradients(case: _Case) -> Finding:
         "Their gradient is always 0: units are dead or saturated, or all weights are 0. Initialise them at random, with small numbers.")
     return Finding("fail" if len(unused + still) * 2 >= len(train) else "warn", seen, wanted, advice)
 
-# %% ../nbs/lib/doctor.ipynb #a366d274
+# %% ../nbs/lib/doctor.ipynb #fa3a2926
 @_check("model: dead units")
 def _model_dead_units(case: _Case) -> Finding:
-    xb, case_preds = case.train.sample[0], case.preds  # noqa: F841 - without predictions there is nothing to look at
-    model, xb = case.fresh(), xb[: 256 if xb[0].numel() < 4096 else 64].to(case.device)
-    with torch.no_grad(), _ReluWatch() as watch: model(xb)
-    if not watch.layers: return Finding("skip", "", advice="The model has no ReLU.")
-    layers = [f"{dead} of {units}" for units, dead in watch.layers]
-    worst = max(dead / units for units, dead in watch.layers)
-    seen = f"{_names(layers, 4)} units are 0 for each of {len(xb)} items"
+    relus = case.predicted[1]
+    if not relus: return Finding("skip", "", advice="The model has no ReLU, or there are too few items.")
+    worst = max(dead / units for units, dead in relus)
+    seen = f"{_names([f'{dead} of {units}' for units, dead in relus], 4)} units are 0 for each of {len(case.batch[0])} items"
     if worst < 0.4: return Finding("ok", seen)
     advice = ("Dead ReLUs: such a unit has no gradient and never learns again. Start with weights of mean 0 and standard deviation √(2 / inputs), "
               "and biases of 0. After training: the learning rate was too large.")
@@ -1242,12 +1166,12 @@ def _model_overfit(case: _Case) -> Finding:
     seen = f"the loss of one mini-batch goes from {start:.3g} to {end:.3g} in {steps} steps"
     if end < enough or (case.kind == "numbers" and end < 0.5 * start):
         return Finding("ok", seen, advice="Only with weights a tenth as large: these are a slow start, try others." if small else "")
-    if best.late: return Finding("skip", seen, advice="There was no time for more steps here.")
+    if best.late: return Finding("skip", seen, advice="The model is slow here, so there was no time for more steps.")
     advice = (f"A model that works can learn {len(case.batch[0])} items by heart. Look at the other findings; if there are none, the model is too "
               "small, or like inputs have different labels.")
     return Finding("warn" if end < 0.9 * start or case.kind == "numbers" else "fail", seen, f"less than {enough:.2g}", advice)
 
-# %% ../nbs/lib/doctor.ipynb #0b9cc198
+# %% ../nbs/lib/doctor.ipynb #53cbface
 def _synchronise(device) -> None:
     "Waits for a GPU to finish, so that the clock is right."
     if device.type == "cuda": torch.cuda.synchronize(device)
@@ -1264,16 +1188,70 @@ def _seconds(span: float) -> str:
 def _speed_epoch(case: _Case) -> Finding:
     try: batches = len(case.train.loader)
     except TypeError: batches = None
-    xb, yb, loading = case.train.timed_batch
+    (xb, yb), loading = case.train.first_batches[0][0], case.train.first_batches[1]
     case.start_loss  # noqa: B018 - its owner says what is wrong with it
-    model, xb, yb = case.fresh(), xb.to(case.device), yb.to(case.device)
+    few = len(xb) if xb[0].numel() <= 20_000 else min(len(xb), 8)  # of large images a few: the answer should not take half a minute
+    model, part, targets = case.fresh(), xb[:few].to(case.device), yb[:few].to(case.device)
     params, times = [param for _, param in _named_parameters(model) if param.requires_grad], []
-    for _ in _within(1.0, range(4)):
+    for _ in _within(0.5, range(4)):
         start = time.perf_counter()
-        torch.autograd.grad(case.loss(model, xb, yb), params, allow_unused=True)
+        torch.autograd.grad(case.loss(model(part), targets), params, allow_unused=True)
         _synchronise(case.device)
         times.append(time.perf_counter() - start)
-    each = loading + min(times)
-    seen = f"{len(xb)} items take {_seconds(each)}"
+    each = loading + min(times) * len(xb) / few
+    seen = f"{len(xb)} items take {_seconds(each)}" + f", as measured on {few} of them" * (few < len(xb))
     if batches is None: return Finding("skip", seen, advice="The data do not say how many mini-batches they have.")
     return Finding("ok", f"about {_seconds(each * batches)} for an epoch of training here ({batches} mini-batches; {seen})")
+
+# %% ../nbs/lib/doctor.ipynb #2771cd61
+def _optimiser(case: _Case, model, factor: float = 1.0):
+    "An optimiser like the learner's for a copy of its model, with a multiple of the learning rate."
+    twin = copy.copy(case.learn)
+    twin.model = model
+    opt = twin.make_opt(case.lr or 0.1)
+    for group in _groups(opt): group["lr"] *= factor
+    return opt
+
+
+@_check("training: gradients zeroed")
+def _training_zeroed(case: _Case) -> Finding:
+    opt = _optimiser(case, case.fresh())
+    params = [param for group in _groups(opt) for param in group["params"]]
+    for param in params: param.grad = torch.ones_like(param)
+    opt.zero_grad()
+    kept, name = [param for param in params if param.grad is not None and bool(param.grad.any())], type(opt).__name__
+    if not kept: return Finding("ok", f"{name}.zero_grad() clears all {len(params)}")
+    return Finding("fail", f"{len(kept)} of {len(params)} gradients are still there after zero_grad()", "none",
+                   f"Gradients never zeroed: they add up from step to step. Look at zero_grad of {name}.")
+
+
+def _fall(case: _Case, factor: float, steps: int = 20) -> float:
+    "The share of the loss that some steps on one mini-batch take away, with a multiple of the learning rate; minus infinity when it explodes."
+    torch.manual_seed(0)  # the same dropout each time
+    model, losses = case.fresh(), []
+    opt = _optimiser(case, model, factor)
+    for step in range(steps + 1):
+        loss = case.loss(model(case.batch[0].clone()))
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]): return -math.inf
+        for _, param in _named_parameters(model): param.grad = None
+        loss.backward()
+        if step < steps: opt.step()
+    return 1 - sum(losses[-3:]) / 3 / losses[0]
+
+
+@_check("training: learning rate")
+def _training_lr(case: _Case) -> Finding:
+    if case.lr is None: return Finding("skip", "", advice="Say which one: doctor(learn=learn, lr=0.1).")
+    if case.start_loss < case.enough: return Finding("skip", f"{case.lr}", advice="The model has learned already, so this one worked.")
+    if case.practice.late: return Finding("skip", f"{case.lr}", advice="The model is slow here: learn.lr_find() takes its time for this.")
+    falls = {factor: _fall(case, factor) for factor in (0.01, 0.1, 1, 10, 100)}
+    here, smaller = falls[1], max(falls[0.01], falls[0.1])
+    seen = f"{case.lr}: twenty steps take {max(here, 0):.1%} off the loss of one mini-batch"
+    if 0 < here < 0.02 and 7 < falls[10] / here < 14 and falls[100] > 30 * here:
+        return Finding("warn", f"{seen}, a hundred times the rate {falls[100]:.0%}", "a rate at which the loss falls",
+                       "Learning rate far too small: ten times the rate goes ten times as far. Multiply it by 10, or ask learn.lr_find().")
+    if here < 0.1 and smaller > 0.5:
+        return Finding("warn", f"{seen}, with a smaller rate {smaller:.0%}", "a rate at which the loss falls",
+                       "Learning rate far too large: the steps jump over the valley. Divide it by 10, or ask learn.lr_find().")
+    return Finding("ok", seen)

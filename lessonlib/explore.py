@@ -374,7 +374,11 @@ def _gaps(values):
     "None back to not-a-number, which matplotlib leaves out."
     return np.array(values, dtype=float)
 
-# %% ../nbs/lib/explore.ipynb #5408f9ba
+# %% ../nbs/lib/explore.ipynb #f2f9880a
+_DRAWN_BY = {"line": _draw_line, "points": _draw_points, "bars": _draw_bars, "image": _draw_image, "rule": _draw_rule, "text": _draw_text,
+             "table": _draw_table}
+
+
 def _draw_panel(figure, panel, left, top):
     "One panel of a figure; (left, top) is its corner in pixels."
     wide, high = figure.get_size_inches() * 100
@@ -382,7 +386,7 @@ def _draw_panel(figure, panel, left, top):
     axes = figure.add_axes([(left + x) / wide, 1 - (top + y + height) / high, width / wide, height / high])
     axes.set(xscale="log" if panel["x"]["log"] else "linear", yscale="log" if panel["y"]["log"] else "linear",
              xlim=panel["x"]["lim"], ylim=panel["y"]["lim"])
-    for mark in panel["marks"]: globals()[f"_draw_{mark['kind']}"](axes, mark)
+    for mark in panel["marks"]: _DRAWN_BY[mark["kind"]](axes, mark)
     axes.set(xlim=panel["x"]["lim"], ylim=panel["y"]["lim"])
     for axis, ticks in ((axes.xaxis, panel["x"]["ticks"]), (axes.yaxis, panel["y"]["ticks"])):
         axis.set_ticks([place for place, _ in ticks], [label for _, label in ticks], minor=False)

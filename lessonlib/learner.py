@@ -94,7 +94,7 @@ class Callback:
     def after_epoch(self, learn): "After each epoch; its row is `learn.rows[-1]`."
     def after_fit(self, learn): "Once at the end, also after an interruption or an error."
 
-# %% ../nbs/lessons/05_learner.ipynb #dd20d751
+# %% ../nbs/lessons/05_learner.ipynb #e91ba152
 @cache  # one answer for the whole session, so it is printed once
 def _announce(device):
     print(f"Training on {device}" + (f", threads: {torch.get_num_threads()}" if device == "cpu" else ""))
@@ -123,7 +123,9 @@ def _pair(batch, device) -> list[Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         found = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise ValueError(f"a mini-batch is {found}: expected a pair (xb, yb), as `Batches(x, y)` gives")
-    return [torch.as_tensor(part, device=device) for part in batch]
+    xb, yb = [torch.as_tensor(part, device=device) for part in batch]
+    if xb.shape[:1] == yb.shape[:1] != (): return [xb, yb]
+    raise ValueError(f"a mini-batch has inputs {tuple(xb.shape)} and targets {tuple(yb.shape)}: expected as many targets as inputs")
 
 # %% ../nbs/lessons/05_learner.ipynb #0e40c0fe
 def _name(function) -> str:
@@ -193,49 +195,54 @@ def _check_ready(learn):
     if not callable(learn.loss_func): raise TypeError(f"loss_func is {learn.loss_func!r}: expected a function (preds, targets) -> loss")
     for part in ("train", "valid"): _batches(learn.dls, part)
 
-# %% ../nbs/lessons/05_learner.ipynb #f0afc26a
-_INDEX_LOSSES = {"cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss"}
-_BINARY_LOSSES = {"mnist_loss", "binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "binary_cross_entropy", "BCELoss"}
-_NUMBER_LOSSES = {"mse", "mae", "mse_loss", "MSELoss", "l1_loss", "L1Loss", "smooth_l1_loss", "SmoothL1Loss", "huber_loss", "HuberLoss"}
+# %% ../nbs/lessons/05_learner.ipynb #2204741a
+_LOSS_KINDS = {name: kind for kind, names in {  # what a loss wants as targets: class indices, 1 and 0, or any numbers
+    "classes": "cross_entropy CrossEntropyLoss nll_loss NLLLoss",
+    "binary": "mnist_loss binary_cross_entropy_with_logits BCEWithLogitsLoss binary_cross_entropy BCELoss",
+    "numbers": "mse mae mse_loss MSELoss l1_loss L1Loss smooth_l1_loss SmoothL1Loss huber_loss HuberLoss"}.items() for name in names.split()}
 
 
-def _index_problem(preds, targets) -> str:
-    "What keeps cross-entropy from using these targets, with the fix; empty when all is well."
+def _class_problem(preds, targets) -> str:
+    "What keeps cross-entropy from using targets of this type and shape, with the fix; empty when all is well."
+    column = "[:, 0]" * (targets.ndim > 1)
     if preds.ndim < 2 or preds.shape[1] < 2:
         return "it needs one column for each class, and with one column it is always 0; try a model with 2 outputs, or a binary loss"
     if targets.is_floating_point():
         if targets.shape == preds.shape: return ""  # a probability for each class
-        return f"it needs class indices (int64, one for each item), not {targets.dtype}; try targets" + "[:, 0]" * (targets.ndim > 1) + ".long()"
-    if targets.shape != preds[:, 0].shape: return "it needs one class index for each item; try targets" + "[:, 0]" * (targets.ndim > 1)
-    if targets.dtype not in (torch.int64, torch.uint8): return f"it needs whole numbers of 64 bits, not {targets.dtype}; try targets.long()"
-    low, high = targets.min().item(), targets.max().item()
+        return f"it needs class indices (int64, one for each item), not {targets.dtype}; try targets{column}.long()"
+    if targets.shape != preds[:, 0].shape: return f"it needs one class index for each item; try targets{column}"
+    return "" if targets.dtype in (torch.int64, torch.uint8) else f"it needs whole numbers of 64 bits, not {targets.dtype}; try targets.long()"
+
+
+def _target_problem(loss_func, preds, targets) -> str:
+    "What keeps a known loss function from using targets of this type and shape, with the fix; empty when all is well."
+    name, kind = _name(loss_func), _LOSS_KINDS.get(_name(loss_func))
+    if kind == "classes": return _class_problem(preds, targets)
+    if kind is None: return ""
+    if preds.shape != targets.shape:
+        if kind == "binary" and preds.ndim == 2 and preds.shape[1] > 1 and not targets.is_floating_point():
+            return "these are class indices; try cross-entropy, or a model with 1 output and targets of 1.0 and 0.0"
+        fix = "; try targets[:, None].float()" if preds.shape == (*targets.shape, 1) else ""
+        return f"they must have the same shape, or each prediction is compared with every target{fix}"
+    whole = kind == "binary" and name != "mnist_loss" and not targets.is_floating_point()
+    return f"it needs decimal numbers, not {targets.dtype}; try targets.float()" if whole else ""
+
+
+def _value_problem(loss_func, preds, targets) -> str:
+    "Which of the targets' values a loss for classes cannot use; empty when all is well."
+    kind, low, high = _LOSS_KINDS.get(_name(loss_func)), targets.min().item(), targets.max().item()
+    if kind == "binary" and not (low >= 0 and high <= 1):
+        return f"targets go from {low:g} to {high:g}: a binary loss needs 1 and 0; try (targets == {high:g}).float()"
+    if kind != "classes" or targets.is_floating_point(): return ""
     if high >= preds.shape[1]: return f"a target is {high}, but {preds.shape[1]} classes are numbered 0 to {preds.shape[1] - 1}"
     return f"a target is {low}: classes are numbered from 0" if low < 0 and low != -100 else ""  # -100 means "ignore" in torch
 
 
-def _binary_problem(preds, targets) -> str:
-    "What keeps a binary loss from using these targets, with the fix; empty when all is well."
-    if preds.shape != targets.shape:
-        if preds.ndim == 2 and preds.shape[1] > 1 and not targets.is_floating_point():
-            return "these are class indices; try cross-entropy, or a model with 1 output and targets of 1.0 and 0.0"
-        return "a binary loss compares item by item, in the same shape; try targets[:, None].float()" if preds.shape == (len(targets), 1) else \
-            "a binary loss compares item by item, in the same shape"
-    low, high = targets.min().item(), targets.max().item()
-    if not (low >= 0 and high <= 1): return f"targets go from {low:g} to {high:g}: a binary loss needs 1 and 0; try (targets == {high:g}).float()"
-    return ""
-
-
 def _check_targets(loss_func, preds, targets) -> None:
     "Raise `ValueError` for targets that the loss function would refuse in other words, or take and mean something else."
-    name, problem = _name(loss_func), ""
     if not isinstance(preds, Tensor): raise TypeError(f"the model returned {type(preds).__name__}: expected one tensor of predictions")
-    if name in _INDEX_LOSSES: problem = _index_problem(preds, targets)
-    elif name in _BINARY_LOSSES:
-        problem = _binary_problem(preds, targets)
-        if not problem and name != "mnist_loss" and not targets.is_floating_point(): problem = f"targets are {targets.dtype}; try targets.float()"
-    elif name in _NUMBER_LOSSES and preds.shape != targets.shape:
-        problem = "they must have the same shape; try targets[:, None]" if preds.shape == (*targets.shape, 1) else "they must have the same shape"
-    if problem: raise ValueError(f"{name} with preds {tuple(preds.shape)} and targets {tuple(targets.shape)}, {targets.dtype}: {problem}")
+    problem = _target_problem(loss_func, preds, targets) or _value_problem(loss_func, preds, targets)
+    if problem: raise ValueError(f"{_name(loss_func)} with preds {tuple(preds.shape)} and targets {tuple(targets.shape)}, {targets.dtype}: {problem}")
 
 
 def _check_loss(loss, loss_func) -> None:
@@ -393,7 +400,7 @@ def measured_precision(
     print(f"Precision {found}: a mini-batch takes {full * 1e3:.2f} ms in float32 and {reduced * 1e3:.2f} ms in {short}")
     return found
 
-# %% ../nbs/lessons/05_learner.ipynb #63a88bd2
+# %% ../nbs/lessons/05_learner.ipynb #dd588e40
 def _call(learn, hook) -> None:
     "Run one hook of the active callbacks. An error in it becomes a `RuntimeError` that names callback, epoch and batch."
     for callback in learn._active[hook]:
@@ -410,7 +417,7 @@ def _overridden(callbacks) -> dict:
 
 
 @contextmanager
-def _running(learn, callbacks):
+def _running(learn, callbacks, kept="the model keeps what it has learned; finished epochs in the history: {}"):
     "A training run: the callbacks are active inside, and the learner can be used afterwards, however the run ends."
     learn.epoch, learn.batch, learn.stop, learn.skip_step = len(learn.rows), 0, False, False
     learn.first_epoch = learn.epoch
@@ -420,8 +427,7 @@ def _running(learn, callbacks):
         _call(learn, "before_fit")
         yield
     except KeyboardInterrupt:
-        print(f"\nInterrupted in epoch {learn.epoch}, batch {learn.batch}: the model keeps what it has learned, "
-              f"and the history has {len(learn.rows)} epochs.")
+        print(f"\nInterrupted in epoch {learn.epoch}, batch {learn.batch}: {kept.format(len(learn.rows))}.")
         raise
     finally:
         learn.opt.zero_grad()  # a batch that was cut short may have left gradients
@@ -515,7 +521,7 @@ def _plot_history(learn):
     for panel in axes[0]: panel.legend()
     return figure
 
-# %% ../nbs/lessons/05_learner.ipynb #e680cecd
+# %% ../nbs/lessons/05_learner.ipynb #e64c5c29
 class TrainingLoop:
     """The part of a `Learner` that trains: epochs, mini-batches, steps. See `Learner` for what it is given.
 
@@ -537,13 +543,13 @@ class TrainingLoop:
         "Raises `TypeError` for a model, metric or callback that is none."
         self.dls, self.loss_func, self.opt_func, self.show = dls, loss_func, opt_func, show
         self.metrics, self.callbacks = _check_metrics(metrics), _check_callbacks(callbacks)
-        self.device, self.rows, self._active = _pick_device(device), [], _overridden(())
+        self.device, self.rows, self.lr, self._active = _pick_device(device), [], None, _overridden(())  # lr: of the latest fit
         self.model, self.item_shape, self.item_dtype = _move(_check_model(model), self.device), None, None
         self.precision = _Precision(measured_precision(self) if precision == "auto" else precision, self.device)
 
     def fit(self, epochs, lr, callbacks=()):
         "Train for some epochs. `ValueError` for no epochs, no data or lr <= 0; `FloatingPointError` when the loss is no number."
-        self.epochs, self.opt = _check_epochs(epochs), self.make_opt(lr)
+        self.epochs, self.lr, self.opt = _check_epochs(epochs), lr, self.make_opt(lr)
         _check_ready(self)
         with _running(self, [*self.callbacks, *_check_callbacks(callbacks), *([LiveTable()] if self.show else [])]):
             for epoch in range(len(self.rows), len(self.rows) + self.epochs):
@@ -664,7 +670,7 @@ def _suggest(rates, losses) -> tuple[float | None, str]:
     return best, (f"Suggestion {best:.2g}: there the loss falls fastest. It is lowest at {rates[lowest]:.2g}, {after}; "
                   "a good learning rate lies well before that.")
 
-# %% ../nbs/lessons/05_learner.ipynb #769c4674
+# %% ../nbs/lessons/05_learner.ipynb #4ef01dc1
 def _state(model) -> dict[str, Tensor]:
     "All numbers that the model has learned or counted, by name; the tensors are the model's own."
     if isinstance(model, nn.Module): return model.state_dict()
@@ -690,17 +696,17 @@ def _lr_find(learn, low, high, steps) -> LRFinder:
     sweep, learn.opt = _LRSweep(low, high, steps), learn.make_opt(high)
     with _untouched(learn):
         try:
-            with _running(learn, [sweep]):
+            with _running(learn, [sweep], kept="everything is as it was before lr_find"):
                 while not learn.stop: learn._train_epoch()
         except FloatingPointError: pass  # the learning rate is far too large by now: we have seen enough
     places = [place for place, value in enumerate(sweep.smooth) if math.isfinite(value)]
     rates, losses = [sweep.rates[place] for place in places], [sweep.smooth[place] for place in places]
     return LRFinder(rates, losses, *_suggest(rates, losses))
 
-# %% ../nbs/lessons/05_learner.ipynb #085a32eb
+# %% ../nbs/lessons/05_learner.ipynb #caadea73
 def _to_probs(preds, loss_func) -> Tensor:
     "Logits (1, outputs) as one probability for each class. Raises `TypeError` for the loss of a model that predicts numbers."
-    if _name(loss_func) in _NUMBER_LOSSES:
+    if _LOSS_KINDS.get(_name(loss_func)) == "numbers":
         raise TypeError(f"predict names a class, but {_name(loss_func)} is the loss of a model that predicts numbers: use learn.model(item[None])")
     if preds.ndim == 2 and preds.shape[1] > 1: return preds.softmax(1)[0]  # (1, classes) -> (classes,)
     takes_probs = _name(loss_func) in ("binary_cross_entropy", "BCELoss")  # their models end in a sigmoid already
@@ -722,7 +728,7 @@ def _predict(learn, item) -> tuple:
     index, vocab = probs.argmax().item(), getattr(learn.dls, "vocab", None)
     return (index if vocab is None else vocab[index]), index, probs
 
-# %% ../nbs/lessons/05_learner.ipynb #22330a72
+# %% ../nbs/lessons/05_learner.ipynb #52896a36
 _LAYERS = {  # what a file may ask for, and the arguments that rebuild it
     "Linear": ("in_features", "out_features", "bias"), "Flatten": ("start_dim", "end_dim"), "Identity": (), "Dropout": ("p",),
     "ReLU": (), "LeakyReLU": ("negative_slope",), "GELU": ("approximate",), "SiLU": (), "Sigmoid": (), "Tanh": (),
@@ -739,27 +745,27 @@ def _argument(layer, name):
     return value is not None if name == "bias" else value
 
 
-def _is_architecture(model, name, classes) -> bool:
+def _is_architecture(model, name, classes, right_size) -> bool:
     "Whether a torchvision architecture prints the same as the model. Tried on the meta device, where tensors have shapes and no numbers."
     from torchvision import models
     build = partial(models.get_model, name, weights=None, num_classes=classes)
     try:
         with torch.device("meta"): return repr(build()) == repr(model)
-    except NotImplementedError: pass  # RegNets compute with tensors while they are built
-    sizes = [param.numel() for param in model.parameters()]
-    published = models.get_model_weights(name).DEFAULT.meta["num_params"]  # with a head for 1000 classes
-    if published - sum(sizes) != (1000 - classes) * (sizes[-2] // classes + 1): return False  # some are too large to be built on trial
-    with torch.random.fork_rng(devices=[]): return repr(build()) == repr(model)
+    except NotImplementedError: pass  # RegNets compute with tensors while they are built, and some are too large for that on trial
+    with torch.random.fork_rng(devices=[]): return right_size and repr(build()) == repr(model)
 
 
 def _torchvision_name(model) -> dict | None:
     "Which torchvision architecture a model is: the first of its file that prints the same. None when none does."
     if not type(model).__module__.startswith("torchvision.models."): return None
     from torchvision import models
-    classes = len(list(model.parameters())[-1])  # the last layer's bias has one number for each class
-    for name in models.list_models(module=models):
-        if models.get_model_builder(name).__module__ != type(model).__module__: continue
-        if _is_architecture(model, name, classes): return {"kind": "torchvision", "name": name, "num_classes": classes}
+    sizes = [param.numel() for param in model.parameters()]
+    classes = sizes[-1]  # the last layer's bias has one number for each class
+    total = sum(sizes) + (1000 - classes) * (sizes[-2] // classes + 1)  # with a head for 1000 classes, as published
+    names = [name for name in models.list_models(module=models) if models.get_model_builder(name).__module__ == type(model).__module__]
+    other_size = {name: models.get_model_weights(name).DEFAULT.meta["num_params"] != total for name in names}
+    for name in sorted(names, key=other_size.get):  # building one takes up to a second, so those of the right size come first
+        if _is_architecture(model, name, classes, not other_size[name]): return {"kind": "torchvision", "name": name, "num_classes": classes}
     return None
 
 
@@ -772,6 +778,8 @@ def _describe(model) -> dict:
         if all(layer["kind"] != "other" for _, layer in layers): return {"kind": "Sequential", "layers": layers}
     if name in _LAYERS and type(model) is getattr(nn, name):
         return {"kind": "layer", "name": name, "arguments": {key: _argument(model, key) for key in _LAYERS[name]}}
+    if (type(model).__module__, name) == ("lessonlib.vision", "Normalise"):  # asked by name: learner does not import vision
+        return {"kind": "Normalise", "mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     return _torchvision_name(model) or {"kind": "other", "name": f"{type(model).__module__}.{type(model).__qualname__}"}
 
 
@@ -786,6 +794,9 @@ def _rebuild(described):
     if kind == "layer" and name in _LAYERS:  # no other name is ever looked up
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in described["arguments"].items()}
         if set(arguments) == set(_LAYERS[name]): return getattr(nn, name)(**arguments)
+    if kind == "Normalise":
+        from lessonlib.vision import Normalise
+        return Normalise(described["mean"], described["std"])
     if kind == "torchvision":
         from torchvision import models
         if name in models.list_models(module=models): return models.get_model(name, weights=None, num_classes=described["num_classes"])
@@ -914,7 +925,7 @@ class Learner(TrainingLoop):
         "Save for `load_learner`: parameters, architecture, vocabulary, preprocessing and versions in one safetensors file. Returns the path."
         return _export(self, path)
 
-# %% ../nbs/lessons/05_learner.ipynb #e094957b
+# %% ../nbs/lessons/05_learner.ipynb #e38d2a97
 @dataclass
 class _NoData:
     "What a loaded learner knows about data: enough to predict."
@@ -923,11 +934,17 @@ class _NoData:
     train: None = None
     valid: None = None
 
+    def prepare(self, item):
+        "An item as the model takes it: a picture is prepared as in training, anything else is left as it is."
+        if not isinstance(self.preprocessing, dict) or self.preprocessing.get("kind") != "image": return item
+        from lessonlib.vision import prepare_image
+        return prepare_image(item, self.preprocessing.get("size"), self.preprocessing.get("resize"))
+
 
 def _known_loss(name):
     "The loss function of a name in a file: torch's own and this course's, else None."
     if name == "mnist_loss": return mnist_loss
-    if name not in _INDEX_LOSSES | _BINARY_LOSSES | _NUMBER_LOSSES: return None
+    if name not in _LOSS_KINDS: return None
     name = {"mse": "mse_loss", "mae": "l1_loss"}.get(name, name)
     return getattr(nn, name)() if hasattr(nn, name) else getattr(nn.functional, name)
 

@@ -45,3 +45,29 @@ def home(tmp_path, monkeypatch):
     """An empty LESSONLIB_HOME for one test."""
     monkeypatch.setenv("LESSONLIB_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def threes_and_sevens():
+    """Training and validation set: rows (n, 784) in [0, 1] and targets (n, 1), 1 for a 3; all 3s come first. Not to be changed."""
+    import torch
+
+    from lessonlib.data import get_data, image_files, load_images
+
+    path, found = get_data("mnist_sample"), []
+    for part in ("train", "valid"):
+        images = [load_images(image_files(path / part / digit)) for digit in "37"]
+        targets = torch.cat([torch.ones(len(images[0]), 1), torch.zeros(len(images[1]), 1)])
+        found.append((torch.cat(images).view(len(targets), -1) / 255, targets))
+    return found
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """A folder with 400 real photographs of cats in cat/ and 400 of dogs in dog/, which are not part of the repository."""
+    named = os.environ.get("LESSONLIB_TEST_PHOTOS")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data" / "photos"
+    if not (folder / "cat").is_dir():
+        if named: pytest.fail(f"LESSONLIB_TEST_PHOTOS={named}: there is no folder cat/ in it")
+        pytest.skip("no photographs here: put cat/ and dog/ in a folder and name it in LESSONLIB_TEST_PHOTOS")
+    return folder

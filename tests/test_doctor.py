@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Subse
 from lessonlib.data import Batches, DataLoaders, _embedded_mnist
 from lessonlib.doctor import _PREFLIGHT, _TRAINING, Finding, Report, _content_hashes, doctor
 from lessonlib.fitting import mae, mse
-from lessonlib.linear_sgd import init_params, linear, mnist_loss
+from lessonlib.learner import BREAKS, Learner, break_it
+from lessonlib.linear_sgd import BasicOptim, init_params, linear, mnist_loss
 from lessonlib.mlp import MLP
 
 
@@ -51,9 +52,9 @@ def images_of(digits):
     return [part.view(-1, 1, 28, 28) if part.ndim == 2 else part for part in digits]
 
 
-def complaints(*setup):
+def complaints(*setup, **learner):
     """What is neither ok nor skip: {check: (status, all that is said)}; a check that broke off counts, too."""
-    findings = doctor(*setup).findings
+    findings = doctor(*setup, **learner).findings
     return {name: (found.status, f"{found.value} {found.told()}") for name, found in findings.items() if found.status in ("warn", "fail")}
 
 
@@ -145,7 +146,8 @@ def test_import_is_light():
 
 def test_no_preflight_rows_with_data(digits):
     assert not set(_PREFLIGHT) & set(_TRAINING)
-    assert list(doctor(loaders(digits), network(784, 10)).checks.check) == list(_TRAINING)
+    training = [name for name in _TRAINING if name.startswith("training")]
+    assert list(doctor(loaders(digits), network(784, 10)).checks.check) == list(_TRAINING)[:-len(training)]
     assert {name.split(":")[0] for name in doctor(loaders(digits)).checks.check} == {"inputs", "labels", "split"}
 
 
@@ -242,7 +244,7 @@ def test_regression_on_noisy_points_is_healthy(loss_func):
     for model in (MLP([1, 30, 1]), network(1, 50, 1)): assert complaints(loaders(data, 40), model, loss_func) == {}
 
 
-@pytest.mark.parametrize("kind", ["tensors", "sampler", "lazy", "list", "iterable", "subset"])
+@pytest.mark.parametrize("kind", ["tensors", "sampler", "lazy", "list", "arrays", "iterable", "subset"])
 def test_every_kind_of_loader_is_healthy(digits, kind):
     train_x, train_y, valid_x, valid_y = digits
 
@@ -257,6 +259,7 @@ def test_every_kind_of_loader_is_healthy(digits, kind):
 
     def loader(x, y, shuffle):
         if kind == "list": return list(Batches(x, y, batch_size=64, shuffle=shuffle))
+        if kind == "arrays": return [(xb.numpy(), yb.numpy()) for xb, yb in Batches(x, y, batch_size=64, shuffle=shuffle)]  # as `Learner` takes them
         if kind == "iterable": return DataLoader(Stream(x, y), batch_size=64)
         dataset = TensorDataset(x, y) if kind in ("tensors", "sampler", "subset") else Lazy(x, y)
         if kind == "sampler": return DataLoader(dataset, batch_size=64, sampler=SubsetRandomSampler(range(len(x) // 2)))
@@ -377,6 +380,77 @@ def test_what_a_much_too_large_learning_rate_leaves_behind(digits):
     assert status == "fail" and "learning rate" in said and "0.weight" in said
 
 
+NAMED = {"learning rate ÷ 1000": {"training: learning rate": "far too small"}, "inputs scaled twice": {"inputs: range": "scaled twice"},
+         "labels shifted by one": {"labels: slipped": "shifted by one"},
+         "metric measured on the training set": {"split: duplicates": "measured on the training set"},
+         "learning rate × 100": {"training: learning rate": "far too large"},
+         "gradients never zeroed": {"training: gradients zeroed": "never zeroed"},
+         "sorted and never shuffled": {"labels: order": "sorted and not shuffled"},
+         "dead ReLUs from a bad start": {"model: gradients": "dead", "model: dead units": "Dead ReLUs", "model: overfit one batch": ""}}
+
+
+@pytest.mark.parametrize("case", BREAKS.values())
+def test_each_case_of_lesson_05_is_named_and_its_repair_is_healthy(threes_and_sevens, case):
+    def setup(broken):
+        torch.manual_seed(0)
+        return dict(zip(("learn", "lr"), break_it(case, *threes_and_sevens, broken)))
+
+    found = complaints(**setup(True))
+    assert {name for name in found if "scaled" not in case or name == "inputs: range"} == set(NAMED[case])
+    for name, words in NAMED[case].items(): assert words in found[name][1]
+    assert complaints(**setup(False)) == {}
+
+
+# With a learner
+
+HEALTHY = {"lesson 03 by hand": (ByHand, mnist_loss, BasicOptim, 1.0), "lesson 03": (lambda: nn.Linear(784, 1), mnist_loss, BasicOptim, 1.0),
+           "lesson 04": (lambda: MLP([784, 30, 1]), mnist_loss, BasicOptim, 0.1),
+           "lesson 05": (lambda: MLP([784, 30, 1]), mnist_loss, BasicOptim, 0.5),
+           "Adam": (lambda: MLP([784, 30, 1]), mnist_loss, torch.optim.Adam, 0.05),
+           "AdamW": (lambda: network(784, 30, 1), F.binary_cross_entropy_with_logits, torch.optim.AdamW, 2e-3),
+           "momentum": (lambda: network(784, 30, 1), mnist_loss, partial(torch.optim.SGD, momentum=0.9), 0.1)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", HEALTHY)
+def test_optimisers_and_learning_rates_of_the_lessons_are_healthy(pairs, name, seed):
+    build, loss_func, opt_func, lr = HEALTHY[name]
+    torch.manual_seed(seed)
+    learn = Learner(loaders(pairs, 256), build(), loss_func, opt_func, show=False)
+    assert complaints(learn=learn, lr=lr) == {}
+    learn.fit(2, lr)
+    assert complaints(learn=learn) == {}
+
+
+def test_lesson_06_is_healthy_with_its_learning_rate(digits):
+    for model in (network(784, 10), network(784, 50, 10)):
+        learn = Learner(loaders(digits, 128), model, F.cross_entropy, show=False)
+        assert complaints(learn=learn, lr=0.3) == {}
+
+
+def test_a_learning_rate_that_is_not_known_is_asked_for(digits):
+    learn = Learner(loaders(digits), network(784, 10), F.cross_entropy, show=False)
+    found = doctor(learn=learn).findings
+    assert found["training: learning rate"].status == "skip" and "lr=0.1" in found["training: learning rate"].told()
+    assert found["training: gradients zeroed"].status == "ok"
+    learn.fit(1, 1e-5)
+    assert "far too small" in complaints(learn=learn)["training: learning rate"][1]
+
+
+def test_a_learner_is_as_before_and_alone(digits):
+    class Groups(Learner):
+        """As `VisionLearner`: the learning rate is a slice, with a group for each layer."""
+        def make_opt(self, lr):
+            return self.opt_func([{"params": part.parameters(), "lr": rate} for part, rate in zip(self.model[::2], (lr.start, lr.stop))], lr=lr.stop)
+
+    learn = Groups(loaders(digits), network(784, 50, 10), F.cross_entropy, torch.optim.AdamW, show=False)
+    before = copy.deepcopy(everything(learn.model, digits))
+    assert complaints(learn=learn, lr=slice(1e-4, 1e-3)) == {}
+    assert "far too small" in complaints(learn=learn, lr=slice(1e-9, 1e-8))["training: learning rate"][1]
+    assert same(before, everything(learn.model, digits)) and learn.rows == [] and not hasattr(learn, "opt")
+    with pytest.raises(TypeError, match=r"doctor\(learn=learn\)"): doctor(learn.dls, learn=learn)
+
+
 # What else it names
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -430,10 +504,10 @@ def test_shapes_that_do_not_fit_the_model(digits, change, model, word):
 
 
 @pytest.mark.parametrize(("labels", "loss_func", "word"), [
-    (lambda y: y.float(), F.cross_entropy, "yb.long()"),
-    (lambda y: y[:, None], F.cross_entropy, "yb[:, 0]"),
-    (lambda y: y.int(), nn.CrossEntropyLoss(), "yb.long()"),
-    (lambda y: (y > 4).float(), F.binary_cross_entropy_with_logits, "10,"),
+    (lambda y: y.float(), F.cross_entropy, "targets.long()"),
+    (lambda y: y[:, None], F.cross_entropy, "targets[:, 0]"),
+    (lambda y: y.int(), nn.CrossEntropyLoss(), "targets.long()"),
+    (lambda y: (y > 4).float(), F.binary_cross_entropy_with_logits, "(64, 10)"),
 ])
 def test_labels_of_the_wrong_type(digits, labels, loss_func, word):
     train_x, train_y, valid_x, valid_y = digits
@@ -445,9 +519,9 @@ def test_binary_targets_of_the_wrong_shape_or_type(pairs):
     train_x, train_y, valid_x, valid_y = pairs
     for loss_func in (nn.MSELoss(), F.binary_cross_entropy_with_logits, mnist_loss, None):
         found = complaints(loaders([train_x, train_y[:, 0], valid_x, valid_y[:, 0]]), mlp(), loss_func)
-        assert found["labels: type"][0] == "fail" and "yb[:, None]" in found["labels: type"][1]
+        assert found["labels: type"][0] == "fail" and "targets[:, None]" in found["labels: type"][1]
     found = complaints(loaders([train_x, train_y.long(), valid_x, valid_y.long()]), mlp(), nn.BCEWithLogitsLoss())
-    assert "yb.float()" in found["labels: type"][1] and found["model: loss function"][0] == "fail"
+    assert "targets.float()" in found["labels: type"][1] and found["model: loss function"][0] == "fail"
     assert complaints(loaders([train_x, train_y.long(), valid_x, valid_y.long()]), mlp(), mnist_loss) == {}  # which takes whole numbers
 
 
@@ -589,8 +663,9 @@ def test_data_that_cannot_be_read_are_one_finding(digits):
 
     valid = loaders(digits).valid
     for train, word in [(DataLoader(Broken()), "image 7 is truncated"), (DataLoader(Pictures()), "ToTensor"), ([], "empty"),
-                        (iter(valid), "walked only once"), ([(1, 2, 3)], "of 3"), (Batches(digits[0], batch_size=9), "pair"),
-                        (Batches(digits[0][:0], digits[1][:0]), "empty"), ([(np.zeros(3), np.zeros(3))], "ndarray")]:
+                        (iter(valid), "walked only once"), ([(1, 2, 3)], "3 parts"), (Batches(digits[0], batch_size=9), "pair"),
+                        (Batches(digits[0][:0], digits[1][:0]), "empty"), ([("abc", "def")], "ToTensor"),
+                        ([(torch.zeros(3, 784), torch.zeros(2))], "as many targets")]:
         report = doctor(DataLoaders(train, valid), network(784, 10), F.cross_entropy)
         assert list(report.problems.check) == ["inputs: loading"], report
         assert word in report.findings["inputs: loading"].value + report.findings["inputs: loading"].told()
@@ -613,7 +688,7 @@ def test_a_check_that_raises_is_a_row(digits, monkeypatch):
     monkeypatch.setitem(_TRAINING, "inputs: range", surprise)
     report = doctor(loaders(digits), network(784, 10), F.cross_entropy)
     assert report.findings["inputs: range"].status == "warn" and "surprise" in report.findings["inputs: range"].value
-    assert len(report.findings) == len(_TRAINING) and list(report.problems.check) == ["inputs: range"]
+    assert len(report.findings) == len(_TRAINING) - 2 and list(report.problems.check) == ["inputs: range"]
 
 
 # Everything is as before
@@ -655,8 +730,10 @@ def test_hand_built_models_and_functions_are_as_before(pairs):
     mnist_loss(model(pairs[0][:8]), pairs[1][:8]).backward()
     layer_inputs = model._layer_inputs
     before = copy.deepcopy(everything(model, pairs))
-    doctor(loaders(pairs), model, mnist_loss), doctor(loaders(pairs), lambda xb: model(xb), mnist_loss)
-    assert same(before, everything(model, pairs)) and model._layer_inputs is layer_inputs
+    doctor(loaders(pairs), model, mnist_loss)
+    assert model._layer_inputs is layer_inputs
+    doctor(loaders(pairs), lambda xb: model(xb), mnist_loss)
+    assert same(before, everything(model, pairs))
     net = nn.Sequential(nn.Linear(784, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
     before = copy.deepcopy(everything(net, pairs))
     for function in (lambda xb: net(xb), partial(lambda other, xb: net(xb), 1), net.forward):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lessonlib.data import Batches, DataLoaders, get_data, image_files, load_images
+from lessonlib.data import Batches, DataLoaders
 from lessonlib.learner import Callback, Learner, accuracy, error_rate, load_learner
 from lessonlib.linear_sgd import BasicOptim, batch_accuracy, mnist_loss, train_epoch
 from lessonlib.mlp import MLP
@@ -559,7 +559,7 @@ def test_an_interrupted_learner_is_usable(capsys, where, rows, method):
     assert learn.plot_history() is not None
 
 
-def test_an_interrupted_lr_find_puts_everything_back():
+def test_an_interrupted_lr_find_puts_everything_back(capsys):
     class Endless:
         def __init__(self): self.given = 0
         def __len__(self): return 4
@@ -574,6 +574,8 @@ def test_an_interrupted_lr_find_puts_everything_back():
     with pytest.raises(KeyboardInterrupt):
         learn.lr_find()
     assert same(before, copies(learn.model)) and len(learn.history) == 0
+    said = capsys.readouterr().out
+    assert "as it was before lr_find" in said and "learned" not in said
 
 
 # what is shown
@@ -744,6 +746,38 @@ def test_a_loaded_learner_predicts_exactly_the_same(name, tmp_path):
         (label, index, probs), (label_here, index_here, probs_here) = loaded.predict(item), learn.predict(item)
         assert (label, index) == (label_here, index_here) and torch.equal(probs, probs_here) and label in "abc"
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"], "no half-written file is left"
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "convnext_tiny", "efficientnet_b3"])
+def test_a_network_with_its_normalisation_comes_back(arch, tmp_path):
+    """What `vision_learner` makes. The means are kept to the last bit, though JSON holds decimal numbers."""
+    from collections import OrderedDict
+
+    from lessonlib.vision import Normalise
+    torch.manual_seed(0)
+    model = nn.Sequential(OrderedDict(normalise=Normalise([0.485, 1 / 3, 0.1], [0.229, 0.2, 0.7]), net=from_torchvision(arch)))
+    learn = quiet(loaders(image_data(3, 64), train=8, valid=8, batch_size=8, vocab=["a", "b", "c"]), model, cross_entropy)
+    loaded = load_learner(learn.export(tmp_path / "model"))
+    assert repr(loaded.model) == repr(model) and same(copies(model), copies(loaded.model))
+    assert torch.equal(loaded.get_preds(learn.dls.valid)[0], learn.get_preds()[0])
+    assert list(dict(loaded.model.named_children())) == ["normalise", "net"]
+
+
+def test_a_loaded_learner_prepares_a_picture_as_in_training(tmp_path):
+    from PIL import Image
+
+    from lessonlib.vision import prepare_image
+    Image.effect_mandelbrot((60, 40), (-2, -1, 1, 1), 20).convert("RGB").save(tmp_path / "picture.png")
+    torch.manual_seed(0)
+    learn = quiet(loaders(image_data(3, 32), vocab=["a", "b", "c"]), nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3)), cross_entropy)
+    learn.dls.preprocessing = {"kind": "image", "size": 32, "resize": "pad"}
+    learn.validate()
+    loaded = load_learner(learn.export(tmp_path / "model"))
+    expected = learn.predict(prepare_image(tmp_path / "picture.png", 32, "pad"))
+    label, index, probs = loaded.predict(tmp_path / "picture.png")
+    assert (label, index) == expected[:2] and torch.equal(probs, expected[2])
+    rewrite(tmp_path / "model", lambda description: description.update(preprocessing={"kind": "image"}))
+    with pytest.raises((TypeError, ValueError), match="size|resize"): load_learner(tmp_path / "model").predict(tmp_path / "picture.png")
 
 
 def test_a_loaded_learner_can_go_on_learning(tmp_path):
@@ -1106,17 +1140,6 @@ def test_a_missing_optimiser_argument_is_not_hidden():
 
 
 # on the digits
-
-@pytest.fixture(scope="module")
-def threes_and_sevens():
-    """Training and validation set: rows (n, 784) in [0, 1] and targets (n, 1), 1 for a 3; all 3s come first."""
-    path, found = get_data("mnist_sample"), []
-    for part in ("train", "valid"):
-        images = [load_images(image_files(path / part / digit)) for digit in "37"]
-        targets = torch.cat([torch.ones(len(images[0]), 1), torch.zeros(len(images[1]), 1)])
-        found.append((torch.cat(images).view(len(targets), -1) / 255, targets))
-    return found
-
 
 def test_the_published_linear_learner(threes_and_sevens):
     """Published: 0.9671 after 10 epochs, 3s first, never shuffled, learning rate 1."""

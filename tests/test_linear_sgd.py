@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lessonlib.data import Batches, get_data, image_files, load_images
+from lessonlib.data import Batches
 from lessonlib.linear_sgd import BasicOptim, batch_accuracy, init_params, linear, mnist_loss, sigmoid, train_epoch, validate_epoch
 
 
@@ -248,17 +248,6 @@ def test_validate_epoch_leaves_no_trace():
 
 
 # all of it
-
-@pytest.fixture(scope="module")
-def threes_and_sevens():
-    """Training and validation set: rows (n, 784) in [0, 1] and targets (n, 1), 1 for a 3."""
-    path, found = get_data("mnist_sample"), []
-    for part in ("train", "valid"):
-        images = [load_images(image_files(path / part / digit)) for digit in "37"]
-        targets = torch.cat([torch.ones(len(images[0]), 1), torch.zeros(len(images[1]), 1)])
-        found.append((torch.cat(images).view(len(targets), -1) / 255, targets))
-    return found
-
 
 @pytest.mark.parametrize("start, epochs", [("by hand", 8), ("nn.Linear", 1)])
 def test_training_on_digits_beats_the_baseline(threes_and_sevens, start, epochs):
