@@ -249,7 +249,43 @@ def _build_mnist(
             Image.fromarray(images[index]).save(f"{folder}/{name}", compress_level=1)  # 6, the usual, takes longer and saves little
             writer.writerow([name, labels[index]])
 
-# %% ../nbs/lib/data.ipynb #d4d54d86
+# %% ../nbs/lib/data.ipynb #9f9e4ba4
+def _build_sketches(
+    folder: Path,
+    dirty: bool = False,  # with known flaws
+) -> None:
+    "Draws `images/BREED_NUMBER.jpg`; with flaws also `answer_key.csv`."
+    from lessonlib.sketches import write_dirty_pet_sketches, write_pet_sketches
+
+    (write_dirty_pet_sketches if dirty else write_pet_sketches)(folder)
+
+# %% ../nbs/lib/data.ipynb #b7e3bcd3
+_PETS_ARCHIVES = [(f"https://www.robots.ox.ac.uk/~vgg/data/pets/data/{name}.tar.gz", known_hash) for name, known_hash in [
+    ("images", "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+    ("annotations", "md5:95a8c909bbe2e81eed6a22bccdf3f68f"),
+]]
+
+
+def _build_from_archives(
+    folder: Path,
+    archives: Sequence[tuple[str, str]],  # (URL, hash) of each
+    name: str = "pets",
+    stand_in: str = "pet_sketches",  # what to use instead, without a network
+    retries: int = 1,
+) -> None:
+    "Downloads the archives to `downloads/NAME` beside the data set, and unpacks them. ConnectionError, ValueError: as `download`."
+    place = folder.parent/"downloads"/name
+    for url, known_hash in archives:
+        file = place/Path(urlsplit(url).path).name
+        try:
+            archive = download(url, known_hash, place, retries)
+        except ConnectionError as problem:
+            found = f" (the file there now, {file.stat().st_size} bytes, is not the right one)" if file.exists() else ""
+            raise ConnectionError(f"the data set {name!r} needs {url}, which cannot be reached. Get it on another machine, put it at {file}{found}, "
+                                  f"and call again. Or work offline with drawn ones: get_data({stand_in!r}). The cause: {problem}") from problem
+        extract_archive(archive, folder)
+
+# %% ../nbs/lib/data.ipynb #60165101
 @dataclass(frozen=True)
 class _DataSet:
     "What is known about a data set, and the function that builds it in an empty folder."
@@ -264,9 +300,14 @@ class _DataSet:
 
 
 _MNIST_SOURCE = "LeCun, Cortes and Burges: The MNIST database of handwritten digits (1998)"
+_PETS_SOURCE = "Parkhi, Vedaldi, Zisserman and Jawahar: Cats and Dogs (CVPR 2012)"
+_DRAWN = "drawn by lessonlib.sketches from a seed"
 _DATA_SETS = {record.name: record for record in [
     _DataSet("mnist_sample", 2, 14_434, 60, "CC BY-SA 3.0", _MNIST_SOURCE, True, partial(_build_mnist, digits=(3, 7))),
     _DataSet("mnist", 10, 70_000, 290, "CC BY-SA 3.0", _MNIST_SOURCE, True, _build_mnist),
+    _DataSet("pet_sketches", 12, 1200, 10, "MIT", _DRAWN, True, _build_sketches),
+    _DataSet("pet_sketches_dirty", 12, 1248, 10, "MIT", _DRAWN, True, partial(_build_sketches, dirty=True)),
+    _DataSet("pets", 37, 7390, 1700, "CC BY-SA 4.0", _PETS_SOURCE, False, partial(_build_from_archives, archives=_PETS_ARCHIVES)),
 ]}
 
 
@@ -332,7 +373,7 @@ def _materialise(record: _DataSet, target: Path) -> None:
             finally:
                 shutil.rmtree(partial_folder, ignore_errors=True)
 
-# %% ../nbs/lib/data.ipynb #4fd08901
+# %% ../nbs/lib/data.ipynb #90c05183
 def _home(root: str | os.PathLike | None) -> Path:
     "`root`, else `$LESSONLIB_HOME`, else the user's cache folder."
     root = root or os.environ.get("LESSONLIB_HOME")
@@ -350,7 +391,12 @@ def get_data(
     """The folder of a data set, made at the first call and only looked up later.
 
     `mnist_sample` and `mnist`: `train/DIGIT/N.png`, `valid/DIGIT/N.png`, N the index in the original 60,000 or 10,000, and `labels.csv`.
-    To have the files anew, delete the folder and call again. ValueError for an unknown name; OSError where the disk is full or read-only.
+    `pet_sketches` and `pets`: `images/BREED_NUMBER.jpg`, the breed with a capital letter for a cat (`is_cat`). The first are drawings, made in
+    about ten seconds; the second are photographs, an 800 MB download, and come with `annotations/`.
+    `pet_sketches_dirty`: the drawings with known flaws, listed in `answer_key.csv` (name, flaw, detail).
+
+    To have the files anew, delete the folder and call again. ValueError for an unknown name or a damaged download; OSError where the disk is full
+    or read-only; ConnectionError without a network, where one is needed.
     """
     if name not in _DATA_SETS:
         nearest = difflib.get_close_matches(str(name), _DATA_SETS, n=1, cutoff=0)[0]
@@ -521,18 +567,18 @@ def image_files(
         raise FileNotFoundError(f"image_files: {str(folder.absolute())!r} has no image files ({' '.join(sorted(_SUFFIXES))})")
     return sorted(found)
 
-# %% ../nbs/lib/data.ipynb #e5b56c12
+# %% ../nbs/lib/data.ipynb #e45845dc
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF")
 _MODES = ("L", "RGB", "RGBA")
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 1 is upright
 
 
 @contextmanager
-def _opened(path: str | os.PathLike) -> Iterator:
-    "The Pillow image of a file, not decoded yet."
+def _opened(source: str | os.PathLike | io.BytesIO) -> Iterator:
+    "The Pillow image of a file, or of a file's content, not decoded yet."
     from PIL import Image
 
-    with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+    with open(source, "rb") if isinstance(source, (str, os.PathLike)) else source as file, Image.open(file, formats=_FORMATS) as image:
         if Image.MAX_IMAGE_PIXELS and image.width*image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS}")
         yield image
@@ -555,25 +601,47 @@ def _as_files(files: Iterable[str | os.PathLike], caller: str) -> list[Path]:
         raise ValueError(f"{caller} got an empty list, expected at least one file: see image_files(folder)")
     return files
 
-# %% ../nbs/lib/data.ipynb #a1abf185
-def _decode(path: Path, mode: str) -> np.ndarray:
-    "One image as uint8, (h, w) for mode L, else (c, h, w); upright, also when the camera was not."
-    from PIL import Image, ImageOps
+# %% ../nbs/lib/data.ipynb #9687f9a4
+def _eight_bits(image):
+    "A grey image of 16 or 32 bits or of floats, in 8 bits. Pillow would clip it at 255."
+    from PIL import Image
 
+    numbers = np.nan_to_num(np.asarray(image)).astype(np.float64)
+    whole, largest = image.mode != "F", numbers.max(initial=0)
+    sixteen = image.mode.startswith("I;16") or (whole and image.format == "PPM")
+    tops = [2**16] if sixteen else [2**8, 2**16, 2**31] if whole else [1, 2**8, 2**16]  # the usual ranges; the first that holds the image
+    top = next((top for top in tops if largest <= top - whole), largest)
+    return Image.fromarray((numbers*(256/top if top > 1 else 255)).clip(0, 255).astype(np.uint8))
+
+
+def _as_seen(image):
+    "A Pillow image upright, with 8 bits a channel; a transparent one in mode RGBA."
+    from PIL import ImageOps
+
+    if _turned(image):
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    return image.convert("RGBA") if image.has_transparency_data else image
+
+
+@contextmanager
+def _damage_explained(source: object) -> Iterator[None]:
+    "Whatever goes wrong in reading a damaged image becomes an OSError that names it."
     try:
-        with _opened(path) as image:
-            image.load()
-            if _turned(image):
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # 16 bits: Pillow would clip at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        yield
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as problem:  # damaged files make Pillow's readers raise errors of many kinds
-        raise OSError(f"{path} is not a readable image ({problem}): verify_images(files) finds all such files") from problem
+        raise OSError(f"{source} is not a readable image ({problem}): verify_images(files) finds all such files") from problem
+
+
+def _decode(path: Path, mode: str) -> np.ndarray:
+    "One image as uint8, (h, w) for mode L, else (c, h, w); upright, also when the camera was not."
+    with _damage_explained(path), _opened(path) as image:
+        image.load()
+        image = _as_seen(image)
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels if mode == "L" else pixels.transpose(2, 0, 1)  # (h, w, c) -> (c, h, w)
 
 

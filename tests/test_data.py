@@ -18,6 +18,7 @@ import tarfile
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -225,10 +226,13 @@ def test_damaged_embedded_labels_are_not_used(embedded, monkeypatch, tmp_path):
 def test_datasets_table():
     table = datasets()
     assert list(table.columns) == ["name", "classes", "images", "mb", "licence", "source", "offline"]
-    assert table.set_index("name").loc["mnist", ["classes", "images", "offline"]].tolist() == [10, 70_000, True]
+    table = table.set_index("name")
+    assert table.loc["mnist", ["classes", "images", "offline"]].tolist() == [10, 70_000, True]
+    assert table.loc["pets", ["classes", "images", "licence", "offline"]].tolist() == [37, 7390, "CC BY-SA 4.0", False]
+    assert table.offline.drop("pets").all()  # everything else works without a network
 
 
-@pytest.mark.parametrize("name, nearest", [("mnist_simple", "mnist_sample"), ("minst", "mnist"), ("../mnist", "mnist"), ("", "mnist"), (3, "mnist")])
+@pytest.mark.parametrize("name, nearest", [("mnist_simple", "mnist_sample"), ("minst", "mnist"), ("../mnist", "mnist"), ("", ""), (3, "")])
 def test_unknown_name_suggests_the_nearest(name, nearest, tmp_path):
     with pytest.raises(ValueError, match=f"unknown data set.*did you mean '{nearest}"):
         get_data(name, root=tmp_path)
@@ -428,16 +432,72 @@ def test_download_without_a_server_or_a_hash(server, tmp_path):
             download(url, known_hash, tmp_path)
 
 
-def test_a_data_set_from_the_network(server, tmp_path, monkeypatch):
-    with tarfile.open(server.folder / "pets.tar.gz", "w:gz") as tar:
-        tar.add(png(tmp_path / "cat.png"), "images/cat.png")
-    known_hash = sha256((server.folder / "pets.tar.gz").read_bytes())
+@pytest.fixture
+def pets(server, tmp_path):
+    """The record of the pets, for small archives laid out like the real ones, on the local server."""
+    real, archives = data._DATA_SETS["pets"], []
+    contents = {
+        "images": {"Abyssinian_1.jpg": b"a cat", "pug_12.jpg": b"a dog", "Abyssinian_100.mat": b"something else"},
+        "annotations": {"list.txt": b"Abyssinian_1 1 1 1", "trimaps/pug_12.png": b"outline", "trimaps/._pug_12.png": b"hidden"},
+    }
+    for name, files in contents.items():
+        entries = [(f"{name}/{file}", content) for file, content in files.items()]
+        path = make_tar(server.folder / f"{name}.tar.gz", special(tarfile.DIRTYPE, name), *entries, mode="w:gz")
+        archives.append((f"{server.url}/{path.name}", "md5:" + hashlib.md5(path.read_bytes()).hexdigest()))
+    return replace(real, build=partial(real.build, archives=archives, retries=0))
 
-    def build(folder):
-        extract_archive(download(f"{server.url}/pets.tar.gz", known_hash, folder.parent / "downloads"), folder)
 
-    monkeypatch.setitem(data._DATA_SETS, "pets", tiny_record(build, "pets"))
-    assert [file.name for file in image_files(get_data("pets", root=tmp_path / "root"))] == ["cat.png"]
+def test_pets_come_from_their_official_source():
+    archives = data._DATA_SETS["pets"].build.keywords["archives"]
+    assert [url for url, _ in archives] == [f"https://www.robots.ox.ac.uk/~vgg/data/pets/data/{name}.tar.gz" for name in ("images", "annotations")]
+    torchvision = pytest.importorskip("torchvision")
+    assert [(url, f"md5:{md5}") for url, md5 in torchvision.datasets.OxfordIIITPet._RESOURCES] == archives
+
+
+def test_pets_are_downloaded_once_and_laid_out_as_the_sketches(server, pets, tmp_path):
+    root = tmp_path / "root"
+    data._materialise(pets, root / "pets")
+    assert [file.name for file in image_files(root / "pets" / "images")] == ["Abyssinian_1.jpg", "pug_12.jpg"]
+    assert (root / "pets" / "annotations" / "list.txt").read_bytes().startswith(b"Abyssinian_1") and server.requests == 2
+    assert visible(root) == ["downloads", "pets"] and visible(root / "downloads" / "pets") == ["annotations.tar.gz", "images.tar.gz"]
+    shutil.rmtree(root / "pets")
+    data._materialise(pets, root / "pets")  # made anew, from the archives that are still there
+    assert len(image_files(root / "pets" / "images")) == 2 and server.requests == 2
+
+
+def test_pets_without_a_network_say_what_to_do(server, pets, tmp_path):
+    root, place = tmp_path / "root", tmp_path / "root" / "downloads" / "pets"
+    server.failures = 100
+    with pytest.raises(ConnectionError) as caught:
+        data._materialise(pets, root / "pets")
+    message = str(caught.value)
+    assert f"{server.url}/images.tar.gz" in message and f"put it at {place / 'images.tar.gz'}" in message and 'get_data(\'pet_sketches\')' in message
+    assert visible(root) == ["downloads"] and not list(root.glob("*.partial"))
+    place.mkdir(exist_ok=True, parents=True)
+    (place / "images.tar.gz").write_bytes(b"a wrong file")
+    with pytest.raises(ConnectionError, match="the file there now, 12 bytes, is not the right one"):
+        data._materialise(pets, root / "pets")
+    for name in ("images.tar.gz", "annotations.tar.gz"):  # by hand
+        shutil.copy(server.folder / name, place)
+    data._materialise(pets, root / "pets")
+    assert visible(root / "pets") == ["annotations", "images"]
+
+
+def test_a_host_that_cannot_be_reached(pets, tmp_path):
+    record = replace(pets, build=partial(pets.build, archives=[("http://127.0.0.1:9/images.tar.gz", "md5:0")]))
+    with pytest.raises(ConnectionError, match=r"127.0.0.1:9/images.tar.gz, which cannot be reached.*pet_sketches"):
+        data._materialise(record, tmp_path / "pets")
+
+
+def test_a_damaged_download_of_pets(server, pets, tmp_path):
+    whole = (server.folder / "annotations.tar.gz").read_bytes()
+    (server.folder / "annotations.tar.gz").write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match="annotations.tar.gz.*does not match"):
+        data._materialise(pets, tmp_path / "root" / "pets")
+    assert visible(tmp_path / "root") == ["downloads"] and visible(tmp_path / "root" / "downloads" / "pets") == ["images.tar.gz"]
+    (server.folder / "annotations.tar.gz").write_bytes(whole)
+    data._materialise(pets, tmp_path / "root" / "pets")  # continues with what is missing
+    assert visible(tmp_path / "root" / "pets") == ["annotations", "images"]
 
 
 # ---- archives
