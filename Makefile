@@ -17,6 +17,7 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python bench/sliders.py
 	$(BIN)/python bench/training.py
+	$(BIN)/python bench/images.py
 	$(BIN)/python bench/imports.py
 
 # For developers: notebooks to package, with the notebooks' noise removed.

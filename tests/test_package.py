@@ -22,6 +22,10 @@ CONTRACT = {
     "mlp": "MLP",
     "learner": "Learner load_learner Callback accuracy error_rate",
     "cross_entropy": "softmax log_softmax nll_loss cross_entropy",
+    "convolution": "conv2d BatchNorm2d ResidualBlock SmallResNet",
+    "vision": "image_dataloaders vision_learner",
+    "cleaner": "CleaningPlan",
+    "pretrain": "pretrain Recipe read_tiny_imagenet",
     "doctor": "doctor",
     "quiz": "guess",
 }
@@ -56,14 +60,15 @@ def test_public_parameters_are_explained(module):
             assert (inspect.getdoc(member) or "").splitlines()[0].strip().endswith((".", ":")), f"{module}.{name}"
 
 
-@pytest.mark.parametrize("module", ["quiz", "explore", "cli"])
+@pytest.mark.parametrize("module", ["quiz", "explore", "cli", "cleaner"])
 def test_state_modules_import_no_torch(module):
     heavy = python(f"import sys, lessonlib.{module}; print(*sorted(set(sys.modules) & "
                    "{'torch', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'PIL'}))")
     assert heavy == ""
 
 
-@pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp", "learner", "cross_entropy", "doctor"])
+@pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp", "learner", "cross_entropy", "doctor",
+                                    "convolution", "vision", "pretrain"])
 def test_lesson_modules_import_only_torch(module):
     """torchvision alone costs 2.3 s, pandas 0.23 s: nobody pays for what is not used."""
     heavy = python(f"import torch, sys; before = set(sys.modules); import lessonlib.{module}; print(*sorted((set(sys.modules) - before) & "
