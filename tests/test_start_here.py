@@ -33,7 +33,7 @@ def test_first_screen():
     title, first_code = NOTEBOOK.cells[:2]
     lines = title.source.splitlines()
     assert lines[0] == "# Start here" and lines[2].startswith("> ")
-    assert first_code.cell_type == "code" and 'get_data("mnist_sample")' in first_code.source
+    assert first_code.cell_type == "code" and 'get_data("pet_sketches")' in first_code.source
     assert len(title.source) < 500, "the first code cell must be visible without scrolling"
 
 
@@ -43,8 +43,15 @@ def test_exports_nothing():
 
 def test_whole_game_comes_first():
     headings = list(sections())
-    assert headings[1:7] == ["The whole game, in two minutes", "1. Turn the pictures into numbers", "2. Build a model",
-                             "3. Train it", "4. Use it on a digit", "5. See where it is wrong"]
+    assert headings[1:9] == ["The whole game, in two minutes", "1. Say what is what", "2. Turn the pictures into numbers",
+                             "3. Take a model that has seen pictures before", "4. Train it", "5. Use it on a picture",
+                             "6. See where it is wrong", "Inside the game: a model small enough to see"]
+
+
+def test_game_uses_the_pretrained_network_and_says_what_the_other_lessons_use():
+    source = "\n".join(cell.source for cell in CODE)
+    assert "vision_learner(pets" in source and "learn.fine_tune(" in source
+    assert "lessons 1 to 6" in sections()["Inside the game: a model small enough to see"]
 
 
 # One line for each topic: the heading it stands under, and words that must be there.
