@@ -3,7 +3,7 @@
     python bench/photographs.py FOLDER      # FOLDER/cat/*.jpg and FOLDER/dog/*.jpg; default: $LESSONLIB_TEST_PHOTOS, else ../shared/data/photos
 
 Bundled weights and random ones get the same pictures, the same number of epochs and the same four seeds. Budget: the mean of the bundled ones is at
-least 0.80, and at least 12 points above scratch. About five minutes on one core.
+least 0.80, and at least 12 points above scratch. About ten minutes on one core.
 """
 import os
 import random
