@@ -73,7 +73,7 @@ DOGS = ("american_bulldog american_pit_bull_terrier basset_hound beagle boxer ch
         "scottish_terrier shiba_inu staffordshire_bull_terrier wheaten_terrier yorkshire_terrier").split()
 
 
-def write_small_pets(folder, each=6):
+def write_small_pets(folder, each=12):
     """A folder laid out like the Oxford-IIIT Pet set: 37 breeds in images/, with some .mat files among them, and annotations/."""
     import numpy as np
     from PIL import Image, ImageDraw
@@ -105,7 +105,7 @@ def test_another_word_is_all_that_the_real_set_needs(home, capsys):
     for source in core():
         exec(compile(source.replace('DATA = "pet_sketches"', 'DATA = "pets"'), "lesson 08", "exec"), names)
         plt.close("all")
-    assert names["DATA"] == "pets" and len(names["breeds"]) == 37 and len(names["every_file"]) == 37 * 6
+    assert names["DATA"] == "pets" and len(names["breeds"]) == 37 and len(names["every_file"]) == 37 * 12
     assert names["pets"].vocab == ["cat", "dog"] and all("annotations" not in str(file) for file in names["every_file"])
     assert (home / "cat_or_dog.safetensors").is_file()
     assert "trained on pictures grey" in capsys.readouterr().out
