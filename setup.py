@@ -7,7 +7,8 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 settings = config["DEFAULT"]
-course = settings["course_requirements"].split()
+extras = {key.removesuffix("_requirements"): settings[key].split() for key in settings if key.endswith("_requirements")}
+extras["dev"] = [requirement for names in extras.values() for requirement in names]  # who changes the course needs everything
 
 setup(
     name=settings["lib_name"],
@@ -23,7 +24,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={"course": course, "dev": course + settings["dev_requirements"].split()},
+    extras_require=extras,
     entry_points={"console_scripts": settings["console_scripts"].split()},
     # data/ at the root travels as lessonlib._data (not lessonlib.data: that is the module data.py).
     packages=["lessonlib", "lessonlib._data"],

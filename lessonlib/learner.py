@@ -623,13 +623,17 @@ class OneCycle(Callback):
 
 # %% ../nbs/lessons/05_learner.ipynb #d9af08c8
 class _LRSweep(Callback):
-    "Multiplies the learning rate by the same factor in each step and writes down the loss."
+    "Multiplies the learning rate by the same factor in each step and writes down the loss. A group's share of the rate stays the same."
     def __init__(self, low, high, steps):
         self.rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
         self.losses, self.smooth = [], []
 
+    def before_fit(self, learn):
+        rates = [group["lr"] for group in _groups(learn.opt)]  # several where the body learns more slowly than the head
+        self.shares = [rate / max(rates) for rate in rates]
+
     def before_batch(self, learn):
-        for group in _groups(learn.opt): group["lr"] = self.rates[len(self.losses)]
+        for group, share in zip(_groups(learn.opt), self.shares): group["lr"] = share * self.rates[len(self.losses)]
 
     def after_loss(self, learn):
         self.losses.append(learn.loss.item())

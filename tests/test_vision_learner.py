@@ -451,6 +451,22 @@ def test_lr_find_leaves_frozen_and_unfrozen_learners_as_they_were(weights):
         assert same(before, learn.model.state_dict()) and not learn.rows
 
 
+def test_lr_find_keeps_the_shares_of_body_and_head(weights):
+    seen = []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, closure=None):
+            seen.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    learn = learner(weights=weights)
+    learn.opt_func = Recorded
+    learn.unfreeze()
+    learn.lr_find(low=1e-4, high=1e-1, steps=11)
+    assert len(seen) > 4 and seen[0][-1] == pytest.approx(1e-4) and all(rates[0] < rates[-1] for rates in seen)
+    assert all(rate / rates[-1] == pytest.approx(first / seen[0][-1]) for rates in seen for rate, first in zip(rates, seen[0]))
+
+
 # Learning rates
 
 def rates(opt): return {group["name"]: group["lr"] for group in opt.param_groups}
