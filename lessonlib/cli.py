@@ -114,20 +114,26 @@ def _kernel_environment(
     return {"OMP_NUM_THREADS": threads, **os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 # %% ../nbs/lib/cli.ipynb #c8369615
+# A slider may be moved after the last cell, when names that its picture uses may mean something else.
+_MOVE_EXPLORERS = """from lessonlib.explore import Explorer as _Explorer
+for _state in [value.state for value in list(globals().values()) if isinstance(value, _Explorer)]:
+    for _values in _state.stops(): _state.set(**_values)"""
+
+
 def execute_notebook(
     path,  # the notebook; its folder is the kernel's working folder
     jobs=1,  # how many run at once
     timeout=300,  # seconds that one cell may take
     on_cell=None,  # called after each executed cell
 ):  # (the executed nbformat notebook, without live outputs; the error as text, empty if none)
-    """Execute a notebook on a fresh kernel, and the solutions of its exercises after it."""
+    """Execute a notebook on a fresh kernel; after it the solutions of its exercises, and every explorer moved to its ends."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     notebook, error = nbformat.read(path, as_version=4), ""
     length = len(notebook.cells)
-    notebook.cells += [nbformat.v4.new_code_cell(source) for source in solution_cells(notebook)]
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in [*solution_cells(notebook), _MOVE_EXPLORERS]]
     client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
                             resources={"metadata": {"path": str(Path(path).parent)}},
                             on_cell_executed=lambda **_: on_cell and on_cell())

@@ -503,6 +503,11 @@ class ExplorerState:
         self.scene, self.values = self._drawn(new), new
         return self
 
+    def stops(self):
+        "Each control at each of its ends or choices, one after another: dicts for `set`, to try a picture out."
+        return [{name: value} for name, control in self.controls.items()
+                for value in ([control["low"], control["high"]] if control["kind"] == "slider" else control.get("choices", [False, True]))]
+
     def _drawn(self, values):
         scene = self.draw(**values)
         if isinstance(scene, Scene): return scene

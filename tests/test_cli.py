@@ -74,6 +74,15 @@ def test_save_writes_outputs_back_but_not_those_of_a_failed_run(clone):
     assert bad.read_bytes() == before
 
 
+def test_an_explorer_that_cannot_be_moved_after_the_last_cell_fails_the_lesson(clone):
+    cells = ["from lessonlib.explore import Explorer, Panel, Scene\nheights = [1, 2, 3]\n"
+             "def draw(place): return Scene(Panel('bars').bars([0], [heights[place]]), text='a bar')",
+             "explorer = Explorer(draw, place=(0, 2, 1, 0))\nexplorer"]
+    whole = write_notebook(clone / "nbs/lessons/02_three.ipynb", *cells)
+    rebound = write_notebook(clone / "nbs/lessons/03_four.ipynb", *cells, "heights = [1]")
+    assert [bool(record.error) for record in cli.run_course([whole, rebound], clone)] == [False, True]
+
+
 def test_a_broken_solution_fails_the_lesson(clone):
     solution = "<details><summary>Solution</summary>\n\n```python\nassert 1 == 2, 'old solution'\n```\n\n</details>"
     path = write_notebook(clone / "nbs/lessons/02_three.ipynb", "1", markdown=["# Three\n\n> x", solution])
