@@ -113,7 +113,7 @@ def _kernel_environment(
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     return {"OMP_NUM_THREADS": threads, **os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
-# %% ../nbs/lib/cli.ipynb #c8369615
+# %% ../nbs/lib/cli.ipynb #20157ce4
 # A slider may be moved after the last cell, when names that its picture uses may mean something else.
 _MOVE_EXPLORERS = """from lessonlib.explore import Explorer as _Explorer
 for _state in [value.state for value in list(globals().values()) if isinstance(value, _Explorer)]:
@@ -309,7 +309,161 @@ def _data(options) -> int:
         print(datasets().to_string(index=False))
     return 0
 
-# %% ../nbs/lib/cli.ipynb #4a00b34c
+# %% ../nbs/lib/cli.ipynb #fb582f2a
+def _quiz_lint(options) -> int:
+    from lessonlib.quiz import lint, lint_notes
+
+    problems = []
+    for name in options.files:
+        problems += (found := lint(name))
+        print("\n".join([*found, *lint_notes(name)] if not found else found) or f"{name}: nothing found")
+    return 1 if problems else 0
+
+
+def _quiz_new(options) -> int:
+    from lessonlib.quiz import questionnaire_template
+
+    file = Path(options.file)
+    if file.suffix not in (".yml", ".yaml"):
+        raise ValueError(f"{file}: expected a name that ends in .yml")
+    if file.exists():
+        raise FileExistsError(f"{file} is there already and stays as it is: choose another name")
+    file.write_text(questionnaire_template(), encoding="utf-8")
+    print(f"wrote {file}: change it, then run lessonlib quiz lint {file}")
+    return 0
+
+
+def _stripped(options) -> int:
+    from lessonlib.quiz import stripped
+
+    print(f"wrote {len(stripped(options.folder))} lessons without prose and outputs to {options.folder}")
+    return 0
+
+
+def _add_teaching(commands) -> None:
+    quiz = commands.add_parser("quiz", help="check a file of questions, or write one to start from")
+    actions = quiz.add_subparsers(title="actions", required=True, metavar="action")
+    check = actions.add_parser("lint", help="say what is wrong with files of questions")
+    check.add_argument("files", nargs="+", metavar="FILE", help="a .yml file, or a lesson's stem")
+    check.set_defaults(call=_quiz_lint)
+    new = actions.add_parser("new", help="write a commented file with one question of each kind")
+    new.add_argument("file", nargs="?", default="my_questions.yml", metavar="FILE", help="default: %(default)s")
+    new.set_defaults(call=_quiz_new)
+    bare = commands.add_parser("stripped", help="write the lessons without prose and outputs")
+    bare.add_argument("folder", metavar="FOLDER", help="where to write; no notebook there is replaced")
+    bare.set_defaults(call=_stripped)
+
+# %% ../nbs/lib/cli.ipynb #4451b7e7
+def _progress(options) -> int:
+    from lessonlib.quiz import progress, store
+
+    book = store()
+    for file in options.add:
+        print(f"{file}: {book.merge(file)} new events")
+    if options.export:
+        book.export(options.export)
+        print(f"{len(book.events())} events written to {options.export}")
+    if not options.add and not options.export:
+        table = progress(options.lesson)
+        shown = table if options.lesson else _by_lesson(table)
+        print(shown.to_string(index=False, formatters={"mastery": "{:.0%}".format}) if len(shown) else "no questions here")
+    place = book.file or "the database that LESSONLIB_PROGRESS names"
+    print(f"\n{book.warning or f'kept in {place}'}")
+    return 1 if book.reason else 0
+
+
+def _by_lesson(table):
+    """One row a lesson."""
+    counts = table.groupby("lesson", as_index=False)[["questions", "attempted", "right", "right_after_hints"]].sum()
+    return counts.assign(mastery=(counts["right"] + counts["right_after_hints"] / 2) / counts["questions"])
+
+# %% ../nbs/lib/cli.ipynb #2c8dcaf9
+def _review(options) -> int:
+    from lessonlib.quiz import Questionnaire, due, store
+
+    table, sheets = due(), {}
+    print("1 question is due." if len(table) == 1 else f"{len(table)} questions are due{'' if len(table) else ': come back another day'}.")
+    if not sys.stdin.isatty() or options.list:
+        if len(table): print(table[["lesson", "topic", "item", "state"]].to_string(index=False))
+        return 0
+    print("Enter alone skips, ? gives a hint, q ends.")
+    for lesson, item in zip(table["lesson"], table["item"], strict=True):
+        try:
+            if lesson not in sheets: sheets[lesson] = Questionnaire.load(lesson)
+            if not _ask(sheets[lesson], item): break
+        except (FileNotFoundError, ValueError) as problem:  # a teacher's own file, or a question that is no longer there
+            print(f"{item}: {problem}", file=sys.stderr)
+    print(store().warning)
+    return 0
+
+# %% ../nbs/lib/cli.ipynb #c27b0c19
+_HOW_SURE = {"1": "guess", "2": "fairly", "3": "certain"}
+
+
+def _ask(sheet, item, read=input) -> bool:  # False when the student has had enough
+    """One question in the terminal, until it is right, skipped or ended."""
+    question = sheet.question(item)
+    if question.kind not in ("one", "several", "number", "text", "shape", "order"):
+        print(f"\n{item} ({question.topic}): answer this one in the notebook, with review().")
+        return True
+    sheet.fresh(item)
+    texts = [getattr(entry, "text", entry) for entry in question.choices or question.items or []]
+    order = sheet.order(item) if texts else []
+    print("\n" + sheet.prompt(item).strip(), *(f"  {number}. {texts[index]}" for number, index in enumerate(order, 1)), sep="\n")
+    while True:
+        said = read("numbers, such as 2 1 3: " if question.kind in ("several", "order") else "answer: ").strip()
+        if said in ("", "q"): return said == ""
+        if said == "?":
+            print(sheet.hint(item) or "There are no more hints.")
+            continue
+        try:
+            response = _typed(question.kind, said, order, texts)
+            feedback = sheet.answer(item, response, _HOW_SURE.get(read("sure? 1 a guess, 2 fairly, 3 certain: ").strip()))
+        except ValueError as problem:
+            print(problem)
+            continue
+        print(feedback.message, feedback.explanation)
+        if feedback.right: return True
+
+
+def _typed(kind, said, order, texts):
+    """What was typed, as an answer: numbers stand for the entries as they were shown."""
+    if kind not in ("one", "several", "order"): return said
+    try:
+        picked = [texts[order[int(number) - 1]] for number in re.split(r"[\s,]+", said) if int(number) > 0]
+    except (ValueError, IndexError):
+        raise ValueError(f"{said!r}: expected numbers from 1 to {len(order)}") from None
+    return picked if kind != "one" else picked[0]
+
+# %% ../nbs/lib/cli.ipynb #bb31af96
+def _class_report(options) -> int:
+    from lessonlib.quiz import class_report
+
+    page = options.page or (Path() if "://" in options.folder else Path(options.folder)) / "class-report.html"
+    table = class_report(options.folder, page)
+    columns = ["item", "students", "right_first", "right_now", "certain_but_wrong", "times", "commonest_wrong"]
+    shares = {"right_first": "{:.0%}".format, "right_now": "{:.0%}".format}
+    print(table[columns].head(20).to_string(index=False, formatters=shares) if len(table) else "nobody has answered a question yet")
+    print(f"\nthe whole report is in {page}. It tells what to explain again; it is no basis for marks, for students can change their own files.")
+    return 0
+
+
+def _add_progress(commands) -> None:
+    progress = commands.add_parser("progress", help="how far you have come; hand your answers in, or bring them from another computer")
+    progress.add_argument("lesson", nargs="?", help="a lesson, such as 03_linear_sgd: its topics one by one")
+    progress.add_argument("--export", metavar="FILE", help="write all your answers to FILE.csv or FILE.json")
+    progress.add_argument("--import", dest="add", metavar="FILE", nargs="+", default=[],
+                          help="add the answers of exported files; nothing is added twice")
+    progress.set_defaults(call=_progress)
+    review = commands.add_parser("review", help="the questions that are due today")
+    review.add_argument("--list", action="store_true", help="only list them")
+    review.set_defaults(call=_review)
+    report = commands.add_parser("class-report", help="for teachers: what a class finds hard, from the files that students handed in")
+    report.add_argument("folder", help="with the exported files, one a student, and roster.txt with a name a line; or a database URL")
+    report.add_argument("--page", metavar="FILE", help="the HTML page to write (default: class-report.html in the folder)")
+    report.set_defaults(call=_class_report)
+
+# %% ../nbs/lib/cli.ipynb #7706d9c9
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lessonlib", description="Run the course, open it, look after its data.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
@@ -327,6 +481,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--check", action="store_true", help="compare every embedded file with its SHA-256")
     data.add_argument("--rebuild", choices=["mnist"], help="make an embedded file anew from its source")
     data.set_defaults(call=_data)
+    _add_progress(commands)
+    _add_teaching(commands)
     return parser
 
 # %% ../nbs/lib/cli.ipynb #63744cce

@@ -121,12 +121,13 @@ def test_cells_are_short(path):
 
 
 @every_lesson
-def test_going_deeper_is_folded_and_last(path):
+def test_going_deeper_is_folded_and_only_the_questionnaire_comes_after(path):
     headings = [(cell.source.splitlines()[0], cell.metadata) for cell in read(path).cells
                 if cell.cell_type == "markdown" and cell.source.startswith("## ")]
     deeper = [position for position, (heading, _) in enumerate(headings) if heading.startswith("## Going deeper")]
     assert deeper, "no going-deeper section"
-    assert deeper == list(range(deeper[0], len(headings)))
+    assert deeper == list(range(deeper[0], len(headings) - 1)) and headings[-1][0] == "## Questionnaire"
+    assert f'questionnaire("{path.stem}"' in read(path).cells[-1].source
     assert all(headings[position][1].get("jp-MarkdownHeadingCollapsed") for position in deeper)
 
 

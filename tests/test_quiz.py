@@ -1,5 +1,4 @@
 """Guesses: judged, kept, never in the way."""
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lessonlib.quiz import Guess, append_record, format_value, guess, guess_widget, parse_number, read_records, static_guess
+from lessonlib.quiz import (
+    Guess,
+    append_record,
+    format_value,
+    guess,
+    guess_widget,
+    parse_number,
+    parse_shape,
+    read_records,
+    static_guess,
+    store,
+)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
@@ -51,37 +61,94 @@ def test_actual_must_be_among_the_choices():
         guess("Which?", "c", choices=["a", "b"])
 
 
+@given(st.lists(st.integers(0, 10**6), max_size=5))
+def test_shapes_are_read_as_written(sizes):
+    shape = tuple(sizes)
+    assert parse_shape(str(shape)) == parse_shape(sizes) == parse_shape(f"torch.Size({sizes})") == shape
+    assert not sizes or parse_shape(" x ".join(map(str, sizes))) == shape
+
+
+@pytest.mark.parametrize("text", ["", "abc", "-1", "(2.5, 1)", "(64, one)", "1e3", "²"])
+def test_what_is_not_a_shape_is_named(text):
+    with pytest.raises(ValueError, match="is not a shape"):
+        parse_shape(text)
+
+
+@pytest.mark.parametrize("response, words", [("64 x 1", "Yes"), ("(1, 64)", "another order"), ("64", "rank 1, not 2"), ((64, 2), "(64, 2).")])
+def test_shapes_are_judged(response, words):
+    assert words in Guess("", [64, 1]).judge(response)
+
+
 def test_answer_is_on_disk_before_the_verdict(home):
-    question = Guess("How many?", 6)
-    verdict = question.answer("7")
-    line = (home / "progress/guesses.jsonl").read_text(encoding="utf-8")
-    assert json.loads(line)["response"] == "7" and json.loads(line)["verdict"] == verdict
+    question = Guess("How many?", 6, lesson="01_pixels")
+    verdict = question.answer("7", "certain")
+    event, = store().events("guess", lesson="01_pixels", item="How many?")
+    assert event["response"] == "7" and event["detail"] == {"actual": 6, "verdict": verdict}
+    assert (event["score"], event["state"], event["sure"]) == (0, "wrong", "certain")
     assert question.earlier() == "7" and Guess("Another?", 1).earlier() == ""
+
+
+def test_an_answer_of_which_the_truth_is_not_known_yet_is_kept_and_judged_later(home):
+    known = {}
+    question = Guess("Which accuracy?", lambda: known["accuracy"])
+    assert "Run the next cells" in question.answer("90 %", "fairly") and question.settle() == ""
+    known["accuracy"] = 0.95
+    assert question.settle() == "Close: you said 0.9. It is 0.95." and question.settle() == "", "judged once"
+    assert [(event["score"], event["sure"]) for event in store().events("guess", item="Which accuracy?")] == [(None, "fairly"), (1, "fairly")]
+
+
+def press(box, response, sure=0):
+    """Enter a response in the widget and press one of its three buttons; what it says then."""
+    box.children[1].value = response
+    box.children[2].children[sure].click()
+    return box.children[3].value
 
 
 def test_widget_only_calls_the_state(home):
     box = guess_widget(Guess("How many?", 6))
+    assert [button.description for button in box.children[2].children] == ["only a guess", "fairly sure", "certain"]
+    assert "First say" in press(box, "") and store().events() == []
     box.children[1].value = "6"
-    assert "Exactly" in box.children[2].value and 'role="status"' in box.children[2].value
-    box.children[1].value = "<b>six</b>"
-    assert "&lt;b&gt;" in box.children[2].value, "what a student types is shown, not interpreted"
-    assert "Last time you said 6" in guess_widget(Guess("How many?", 6)).children[2].value
+    assert "How sure" in box.children[3].value and "6" not in box.children[3].value, "the answer comes after a button"
+    assert "Exactly" in press(box, "6", 2) and 'role="status"' in box.children[3].value
+    assert store().events()[-1]["sure"] == "certain"
+    assert "&lt;b&gt;" in press(box, "<b>six</b>"), "what a student types is shown, not interpreted"
+    assert "Last time you said 6" in guess_widget(Guess("How many?", 6)).children[3].value
 
 
 def test_widget_with_choices_starts_with_none_chosen(home):
     box = guess_widget(Guess("Which?", "b", choices=["a", "b"]))
     assert box.children[1].value is None
-    box.children[1].value = "b"
-    assert "Yes" in box.children[2].value
+    assert "Yes" in press(box, "b", 1) and store().events()[-1]["sure"] == "fairly"
 
 
-def test_a_full_disk_is_said_in_words(home, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr("os.fsync", full)
-    box = guess_widget(Guess("How many?", 6))
-    box.children[1].value = "6"
-    assert "No space left" in box.children[2].value
+@pytest.mark.filterwarnings("ignore:Not saved")
+def test_a_database_that_cannot_be_opened_is_said_in_words_and_the_guess_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LESSONLIB_HOME", str(tmp_path / "file"))
+    said = press(guess_widget(Guess("How many?", 6)), "6")
+    assert "Exactly" in said and "Not saved" in said
+
+
+def test_what_happened_stands_beside_what_was_said_after_the_next_cell(home):
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.testing.globalipapp import start_ipython
+
+    shell = start_ipython() or InteractiveShell.instance()
+    shell.run_cell("from lessonlib.quiz import Guess, guess_widget\nbox = guess_widget(Guess('How many?', lambda: total))")
+    shell.run_cell("entry, buttons = box.children[1:3]")
+    shell.run_cell("entry.value = '5'; buttons.children[0].click()")
+    assert "Run the next cells" in shell.user_ns["box"].children[3].value
+    shell.run_cell("total = 6")
+    assert "You said 5, 17% below. It is 6." in shell.user_ns["box"].children[3].value
+
+
+def test_the_lesson_is_known_from_the_notebooks_name(monkeypatch):
+    from lessonlib import quiz
+
+    for path, stem in {"nbs/lessons/01_pixels.ipynb": "01_pixels", "C:\\course\\02_fitting.ipynb": "02_fitting", "Untitled.ipynb": ""}.items():
+        monkeypatch.setenv("JPY_SESSION_NAME", path)
+        assert quiz._lesson_here() == stem
 
 
 def test_static_picture_folds_the_answer():
@@ -113,3 +180,9 @@ def test_killed_while_writing_loses_at_most_the_last_line(tmp_path):
 
 def test_values_are_shown_as_people_write_them():
     assert [format_value(value) for value in (3, 3.0, 0.951049, 6131, "three")] == ["3", "3", "0.951", "6131", "three"]
+
+
+@pytest.mark.parametrize("text", ["a\u2028b\u0085c", "half a character \ud800", "line\r\nend"])
+def test_records_hold_any_text(tmp_path, text):
+    for _ in range(2): append_record(tmp_path / "decisions.jsonl", {"text": text})
+    assert read_records(tmp_path / "decisions.jsonl") == [{"text": text}] * 2
