@@ -2317,7 +2317,7 @@ def _lesson_headings(root, lesson) -> dict:
     source = _read_yaml(file) if file.is_file() else _Source(file, {}, {})
     return _known_headings(lesson, source)[0]
 
-# %% ../nbs/lib/quiz.ipynb #fc363f56
+# %% ../nbs/lib/quiz.ipynb #a784f401
 def _lost_section(term, known) -> str:
     """What is wrong with the section that a term refers to; empty when nothing is."""
     if not known: return f"there is no lesson {term.lesson!r}"
@@ -2334,8 +2334,9 @@ def _early_uses(term, lessons, known, longer=()):
         if lesson > term.lesson or lesson in term.met: continue
         for heading, sentence in prose:
             early = lesson < term.lesson or heading in before
-            if early and pattern.search(sentence) and pattern.search(inside.sub(" ", sentence)) and not _points_ahead(sentence, lesson):
-                yield f"{lesson}, {heading!r}, uses it before {term.lesson}, {term.section!r}: {_brief_text(sentence, 160)}"
+            if early and pattern.search(sentence) and pattern.search(inside.sub(" ", sentence)):
+                where = f"{lesson}, {heading!r}, uses it before {term.lesson}, {term.section!r}"
+                if not _points_ahead(sentence, lesson): yield f"{where}: {_brief_text(sentence, 160)}"
                 break
 
 
