@@ -769,7 +769,8 @@ _STYLE = """
 .lessonlib-axis { fill: none; stroke: currentColor; stroke-opacity: 0.5; }
 .lessonlib-pixels { image-rendering: pixelated; }
 .lessonlib-pick { fill: transparent; cursor: pointer; outline: none; }
-.lessonlib-pick:hover, .lessonlib-pick:focus-visible { stroke: var(--accent); stroke-width: 2; }
+.lessonlib-pick:hover { stroke: currentColor; stroke-opacity: 0.5; }
+.lessonlib-pick:focus-visible { stroke: var(--accent); stroke-opacity: 1; stroke-width: 2; }
 .lessonlib-words, .lessonlib-problem { padding: 0 12px; max-width: 960px; line-height: 1.5; white-space: pre-wrap; }
 .lessonlib-words { min-height: 3em; color: var(--ink); }
 .lessonlib-problem { color: var(--jp-error-color1, #c62828); }

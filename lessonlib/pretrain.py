@@ -517,7 +517,7 @@ def pets_among(
 # %% ../nbs/lessons/12_pretrain.ipynb #304a7d7f
 _STARTS = {"resnet18_tiny_imagenet_20epochs.safetensors":
            "20 epochs on the same images in two cycles (8 epochs with a peak learning rate of 0.2, 12 with 0.06; crops of half the area and more),\n"
-           "which had reached top-1 0.4392 and top-5 0.6986 on the same validation images. `--epochs 20` without `--start` makes weights of this kind"}
+           "which had reached top-1 0.4392 and top-5 0.6986 on the same validation images. `--epochs 20` without `--start` makes such weights"}
 
 _CARD = """# ResNet-18, pretrained on Tiny-ImageNet-200
 

@@ -65,6 +65,9 @@ def test_colours_run_through_the_palette_and_may_be_named():
     (lambda: Panel().image(np.zeros(3)), "shape (3,)"),
     (lambda: Panel().image(np.eye(2), cmap="jet"), "cmap 'jet'"),
     (lambda: Panel().table([[1, 2], [3]]), "equal length"),
+    (lambda: Panel().table([[1, 2]], pick={(1, 0): {"a": 1}}), "no cell (1, 0) in a table of 1 rows and 2 columns"),
+    (lambda: Panel().table([[1, 2]], pick={(0, -1): {"a": 1}}), "no cell (0, -1)"),
+    (lambda: Panel().table([[1, 2]], pick={(0, 0): {"a": None}}), "a=None is of type NoneType: expected a str"),
     (lambda: Panel().rule(), "give x"),
     (lambda: Panel(ylim=(0, 1), log_y=True), "ylim=(0, 1) on a log axis"),
     (lambda: Panel(xlim=(1, 1)), "two different"),
@@ -80,6 +83,15 @@ def test_table_cells_and_highlight():
     assert table["cells"] == [["0", "1"], ["2", "3"]] and table["highlight"] == [[0, 1, "#1f77b4"], [1, 1, "#abcdef"]]
     table, = marks(Panel().table([["·", 1.5]], highlight=[(0, 0)]))
     assert table["cells"] == [["·", "1.50"]] and table["highlight"] == [[0, 0, "#ff7f0e"]]
+
+
+def test_cells_to_pick_are_plain_data_and_the_still_picture_does_not_show_them():
+    values = {"a": np.float32(2), "on": np.bool_(True), "kind": np.str_("first"), "whole": torch.tensor(3)}
+    panel = Panel().table([[1, 2]], pick={(0, np.int64(1)): values})
+    table, = json.loads(json.dumps(marks(panel)))
+    assert table["pick"] == [[0, 1, {"a": 2.0, "on": True, "kind": "first", "whole": 3}]]
+    assert explore._figure_png(Scene(panel).figure()) == explore._figure_png(Scene(Panel().table([[1, 2]])).figure())
+    assert marks(Panel().table([[1, 2]]))[0]["pick"] == []
 
 
 def test_image_colours():
@@ -269,6 +281,66 @@ def test_a_picture_that_was_high_stays_high():
     high = explorer.view.scene["panels"][0]["size"][1]
     explorer.controls["rows"].value = 1
     assert explorer.view.scene["panels"][0]["size"][1] == high
+
+
+def tables(row, column, size=1, calls=None):
+    "A table of 2 x 2 whose cells stand for their row and column; the last one for a value that no control takes."
+    if calls is not None: calls.append((row, column, size))
+    if (row, column) == ("b", 0): raise ZeroDivisionError("asked to")
+    pick = {(0, 0): {"row": "a", "column": 0}, (0, 1): {"row": "a", "column": 1}, (1, 0): {"row": "b", "column": 0},
+            (1, 1): {"row": "c", "column": 1}}
+    return Scene(Panel().table([[1, 2], [3, 4]], pick=pick), text=f"{row} {column} {size}")
+
+
+def picking(calls):
+    explorer = Explorer(lambda **values: tables(**values, calls=calls), row=["b", "a"], column=(0, 1, 1, 1), size=(1, 9, 1, 1))
+    explorer.widget, calls.clear()
+    return explorer
+
+
+def pick(explorer, count, **values):
+    "What the browser does at a click."
+    explorer.view.set_state({"picked": {"count": count, "values": values}})
+
+
+def test_a_click_on_a_cell_moves_the_controls_together_and_draws_once():
+    explorer = picking(calls := [])
+    explorer.controls["size"].value = 5
+    calls.clear()
+    pick(explorer, 1, row="a", column=0)
+    assert [widget.value for widget in explorer.controls.values()] == ["a", 0, 5] and explorer.controls["row"].index == 1
+    assert calls == [("a", 0, 5)], "drawn once, and not with one old and one new value"
+    assert explorer.view.scene["text"] == explorer.view.words == "a 0 5" and explorer.state.values == {"row": "a", "column": 0, "size": 5}
+    explorer.controls["column"].value = 1
+    pick(explorer, 2, row="a", column=0)
+    assert explorer.view.scene["text"] == "a 0 5", "the same cell again"
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"row": "c", "column": 0}, "row='c': expected one of"), ({"row": "a", "column": 2}, "whole number from 0 to 1"),
+    ({"row": "a", "column": None}, "TypeError"), ({"rows": "a"}, "no control is called 'rows': try row")])
+def test_a_picked_value_that_its_control_refuses_changes_nothing(values, words):
+    explorer = picking(calls := [])
+    scene, before = explorer.view.scene, dict(explorer.state.values)
+    pick(explorer, 1, **values)
+    assert explorer.view.scene is scene and explorer.state.values == before and calls == []
+    assert {name: widget.value for name, widget in explorer.controls.items()} == before and words in explorer.view.problem
+    explorer.controls["row"].value = "a"
+    assert explorer.view.problem == "" and explorer.view.scene["text"] == "a 1 1", "the controls still work"
+
+
+def test_an_error_after_a_click_is_said_as_after_a_move():
+    explorer = picking([])
+    scene = explorer.view.scene
+    pick(explorer, 1, row="b", column=0)
+    assert "ZeroDivisionError: asked to" in explorer.view.problem and explorer.view.scene is scene
+    pick(explorer, 2, row="a", column=0)
+    assert explorer.view.problem == "" and explorer.view.scene["text"] == "a 0 1"
+
+
+def test_a_table_that_picks_an_unknown_control_raises_when_the_explorer_is_made():
+    with pytest.raises(ValueError, match="pick of a table: no control is called 'column': try columns"):
+        Explorer(lambda row, columns: tables(row, columns), row=["a"], columns=(0, 1, 1, 1))
 
 
 # --- published and here -----------------------------------------------------------------------------------------------

@@ -320,6 +320,19 @@ def test_choosing_a_cell_shows_its_images(picture_files):
     assert worst["path"].name in explorer.state.set(label="blue", prediction=worst["prediction"]).scene.text
 
 
+def test_a_click_on_a_cell_of_the_matrix_chooses_what_stands_there(picture_files):
+    found = Interpretation(of_pictures(picture_files))
+    explorer, matrix = found.explore_confusion(), found.confusion_matrix()
+    table = explorer.state.scene.panels[0].marks[0]
+    assert len(table["pick"]) == matrix.size
+    for row, column, values in table["pick"]:
+        assert table["cells"][row][column] == str(matrix.loc[values["label"], values["prediction"]])
+        explorer.view.set_state({"picked": {"count": 10 * row + column, "values": values}})
+        assert {name: control.value for name, control in explorer.controls.items()} == values
+        marked, = explorer.state.scene.panels[0].marks[0]["highlight"]
+        assert marked[:2] == [row, column] and explorer.view.scene["text"] == explorer.state.scene.text
+
+
 def test_the_explorer_of_cells_without_images_names_the_items(seen):
     scene = seen.explore_confusion().state.set(label="dog", prediction="cat").scene
     assert len(scene.panels) == 1 and scene.text == "1 items are dog and the model says cat. Highest loss first: 6 (60%)"

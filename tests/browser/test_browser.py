@@ -176,6 +176,59 @@ class TestWidget:
             lab.page.wait_for_function("() => document.body.dataset.jpThemeLight === 'true'")
 
 
+CELLS = """
+from lessonlib.explore import Explorer, Panel, Scene
+NAMES = ["cat", "dog", "bird"]
+calls = []
+def draw(label, prediction):
+    "A table whose cells choose, and a picture of the one that is chosen."
+    calls.append((label, prediction))
+    place = NAMES.index(label) + 1, NAMES.index(prediction) + 1
+    grid = [["label", *NAMES]] + [[name, *(f"{row}{column}" for column in range(3))] for row, name in enumerate(NAMES)]
+    pick = {(row, column): {"label": one, "prediction": other} for row, one in enumerate(NAMES, 1) for column, other in enumerate(NAMES, 1)}
+    image = [[row == place[0] and column == place[1] for column in range(1, 4)] for row in range(1, 4)]
+    table = Panel("label (row), prediction").table(grid, highlight=[place], pick=pick)
+    return Scene(table, Panel(f"{label}, {prediction}").image(image), text=f"{label} as {prediction}, drawn {len(calls)} times.")
+explorer = Explorer(draw, label=list(NAMES), prediction=list(NAMES))
+explorer
+"""
+
+
+def test_a_click_on_a_cell_of_a_table_moves_the_controls(lab, folder):
+    """By mouse and by keyboard; the two lists and the picture follow, drawn once for each click; the latest wins."""
+    write_notebook(folder / "cells.ipynb", CELLS)
+    with lab.notebook("cells.ipynb"):
+        explorer = lab.page.locator(EXPLORER)
+        lists, image = explorer.locator("select"), explorer.locator("image")
+        def chosen(): return [menu.evaluate("(menu) => menu.selectedOptions[0].textContent") for menu in lists.all()]
+        cells = explorer.get_by_role("button")  # by role: so they exist for a screen reader
+        cells.first.wait_for()
+        assert cells.count() == 9 and explorer.locator(".lessonlib-row").get_attribute("role") == "group"
+        assert chosen() == ["cat", "cat"] and cells.first.evaluate("(cell) => getComputedStyle(cell).cursor") == "pointer"
+        before = image.get_attribute("href")
+        explorer.get_by_role("button", name="02: choose label cat, prediction bird").click()
+        wait_for_words(explorer, "cat as bird, drawn 2 times.")
+        assert chosen() == ["cat", "bird"] and image.get_attribute("href") != before
+        lists.nth(1).focus()
+        for _ in range(4): lab.page.keyboard.press("Tab")  # the fourth cell
+        assert cells.nth(3).evaluate("(cell) => cell === document.activeElement && getComputedStyle(cell).strokeWidth") == "2px"
+        lab.page.keyboard.press("Enter")
+        wait_for_words(explorer, "dog as cat, drawn 3 times.")
+        lab.page.keyboard.press("Tab")
+        lab.page.keyboard.press("Space")
+        wait_for_words(explorer, "dog as dog, drawn 4 times.")
+        assert chosen() == ["dog", "dog"] and cells.nth(4).evaluate("(cell) => cell === document.activeElement")
+        lab.screenshot("explorer_pick")
+        lists.first.select_option("bird")
+        wait_for_words(explorer, "bird as dog, drawn 5 times.")
+        cells.nth(4).click()
+        wait_for_words(explorer, "dog as dog, drawn 6 times.")  # the same cell as before
+        # All nine at once: the first is drawn, and the last; what lay between is dropped as for a slider.
+        explorer.evaluate("""(explorer) => explorer.querySelectorAll("[role=button].lessonlib-pick").forEach((cell) =>
+            cell.dispatchEvent(new MouseEvent("click", {bubbles: true})))""")
+        wait_for_words(explorer, "bird as bird, drawn 8 times.")
+
+
 def without_kernel(path):
     """Make JupyterLab ask before it starts a kernel for this notebook: it names no kernel and no language."""
     path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": {}}))
