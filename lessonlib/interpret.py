@@ -254,7 +254,7 @@ def _plot_calibration(found, bins):
     ax.legend(loc="lower left")
     return figure
 
-# %% ../nbs/lessons/09_interpret.ipynb #ccb7fa80
+# %% ../nbs/lessons/09_interpret.ipynb #6ba62608
 def _as_bytes(image) -> np.ndarray:
     "An image (h, w), (1, h, w) or (3, h, w), from 0 to 1 or in bytes, as uint8 (h, w, 3)."
     image = image.detach().cpu()
@@ -275,12 +275,14 @@ def _explore_confusion(found, count):
     from lessonlib.explore import Explorer, Panel, Scene
     table, frame, names, most = _confusion(found), found.to_frame(), found.vocab, _check_count(count, "count")
     visible = found.image_shape is not None or _items(found.batches, [0])[0].ndim in (2, 3)
+    cells = {(row, column): {"label": label, "prediction": prediction}
+             for row, label in enumerate(names, 1) for column, prediction in enumerate(names, 1)}
 
     def draw(label, prediction):
         chosen = frame[(frame["label"] == label) & (frame["prediction"] == prediction)].sort_values("loss", ascending=False)
         place = (names.index(label), names.index(prediction))
         grid = [["label", *map(str, names)]] + [[str(name), *map(str, row)] for name, row in zip(names, table.to_numpy())]
-        panels = [Panel("label (row), prediction").table(grid, highlight={(place[0] + 1, place[1] + 1): "C1"})]
+        panels = [Panel("label (row), prediction").table(grid, highlight={(place[0] + 1, place[1] + 1): "C1"}, pick=cells)]
         if len(chosen) and visible: panels.append(
             Panel(f"label {label}, prediction {prediction}").image(_sheet(_pictures(found, chosen.index[:most].tolist()))))
         shown = ", ".join(f"{getattr(row[1], 'name', row[1])} ({row.confidence:.0%})" for row in chosen[:most].itertuples())
