@@ -11,7 +11,8 @@ CHANGE_THEME = "(name) => window.jupyterapp.commands.execute('apputils:change-th
 CELLS = """
 import os
 os.environ["LESSONLIB_PROGRESS"] = "answers.db"
-from lessonlib.quiz import questionnaire, review, store
+from lessonlib.progress import store
+from lessonlib.quiz import questionnaire, review
 """, """
 questionnaire("steps.yml")
 """
