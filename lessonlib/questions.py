@@ -8,14 +8,14 @@ __all__ = ['parse_number', 'format_value', 'parse_shape', 'Choice', 'Mistake', '
            'mark', 'answer_text', 'CodeWorker', 'judge_code', 'code_examples', 'function_source', 'lint', 'lint_notes',
            'questionnaire_template', 'stripped', 'glossary', 'lint_glossary']
 
-# %% ../nbs/lib/questions.ipynb #f5fa177c
+# %% ../nbs/lib/questions.ipynb #a4567d32
 import ast
 import atexit
 import builtins
 import difflib
 import functools
 import html
-import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -1172,10 +1172,10 @@ class CodeWorker:
         for stream in (process.stdin, self._errors):
             with suppress(OSError): stream.close()
 
-# %% ../nbs/lib/questions.ipynb #aee3e7c8
+# %% ../nbs/lib/questions.ipynb #a2cdcf9b
 def _launch(errors):
     """Start Python on `_work`; the folder of this package is found even where it is not installed."""
-    home = str(Path(__file__).resolve().parents[1])
+    home = str(Path(importlib.util.find_spec("lessonlib.questions").origin).resolve().parents[1])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen([sys.executable, "-P", "-c", "from lessonlib.questions import _work; _work()"], env=env, stdin=subprocess.PIPE,
                             stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", errors="replace", start_new_session=True)
