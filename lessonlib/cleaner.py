@@ -1963,7 +1963,7 @@ def _question(kind: str, title: str, columns: list, cells: list, yes: str, most:
     more = f"... and {len(cells) - most} more" if len(cells) > most else ""
     return {"kind": kind, "title": title, "columns": columns, "rows": cells[:most], "more": more, "yes": yes}
 
-# %% ../nbs/lessons/10_cleaner.ipynb #a179d19d
+# %% ../nbs/lessons/10_cleaner.ipynb #707cd97e
 def _static_words(state: CleanerState) -> str:
     "The page in words: what is shown, and the first images."
     cards = [_card(state, index) for index in state.shown[:5]]
@@ -2024,9 +2024,9 @@ class ImageCleaner:
     def refresh(self) -> None:
         "Show what the state says; for code that has changed it."
         if self._live is not None: self._live.screen = self._desk.screen()
-        if self._sheets and _from_browser():  # the static picture follows when all is still for a second
-            if self._timer: self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_later(1, self._renew)
+        if self._sheets and not _from_browser(): return self._renew()
+        if self._timer: self._timer.cancel()
+        if self._sheets: self._timer = asyncio.get_running_loop().call_later(1, self._renew)  # when all is still for a second
 
     def _renew(self) -> None:
         for sheet in self._sheets: sheet.update(_static_picture(self.state), raw=True)

@@ -91,6 +91,19 @@ def _ends(name, ends, log):
     return low, high
 
 
+def _picks(pick, cells):
+    "[[row, column, values], ...] of the cells that can be clicked, as plain data."
+    for row, column in pick:
+        if 0 <= row < len(cells) and 0 <= column < len(cells[0]): continue
+        raise ValueError(f"pick: no cell ({row}, {column}) in a table of {len(cells)} rows and {len(cells[0])} columns; both count from 0")
+    plain = [[int(row), int(column), {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}]
+             for (row, column), values in pick.items()]
+    for name, value in (item for *_, values in plain for item in values.items()):
+        if isinstance(value, (str, int, float)): continue
+        raise TypeError(f"pick: {name}={value!r} is of type {type(value).__name__}: expected a str, a number, True or False")
+    return plain
+
+
 class Panel:
     "One set of axes. Each method adds a mark and returns the panel; colours run through C0, C1, ... unless given."
     def __init__(self, title="", xlabel="", ylabel="", xlim=None, ylim=None, log_x=False, log_y=False, equal=False):
@@ -128,14 +141,18 @@ class Panel:
         rgb = _rgb(pixels, low, high, cmap)
         return self._add("image", rows=rgb.shape[0], columns=rgb.shape[1], png=_png_uri(rgb))
 
-    def table(self, values, fmt="{:.2f}", highlight=()):
-        "A grid of numbers; `highlight` is {(row, column): colour}, or the cells alone."
+    def table(self, values, fmt="{:.2f}", highlight=(), pick=None):
+        """A grid of numbers; `highlight` is {(row, column): colour}, or the cells alone.
+
+        `pick` is {(row, column): {control: value, ...}}: in an explorer, a click on such a cell sets these controls.
+        """
         cells = [[value if isinstance(value, str) else fmt.format(value) for value in row]
                  for row in (values if isinstance(values, (list, tuple)) else _array(values).tolist())]
         if len({len(row) for row in cells}) != 1: raise ValueError("table: expected a grid, its rows of equal length")
         if not isinstance(highlight, dict): highlight = dict.fromkeys(map(tuple, highlight), "C1")
         marked = [[int(row), int(column), _colour(color)] for (row, column), color in highlight.items()]
-        return self._add("table", rows=len(cells), columns=len(cells[0]), cells=cells, highlight=marked)
+        picks = _picks(pick or {}, cells)
+        return self._add("table", rows=len(cells), columns=len(cells[0]), cells=cells, highlight=marked, pick=picks)
 
     def rule(self, x=None, y=None, label="", color=None):
         "A vertical line at `x`, or a horizontal one at `y`."
@@ -485,6 +502,11 @@ def _checked(name, control, value):
     return int(value) if whole else float(value)
 
 # %% ../nbs/lib/explore.ipynb #7d7417e1
+def _picked_names(scene):
+    "The controls that a click on some cell of a table would set."
+    return {name for panel in scene.panels for mark in panel.marks for *_, values in mark.get("pick", []) for name in values}
+
+
 class ExplorerState:
     "The values of the controls and the scene they give; needs no browser. `draw(**values)` returns a `Scene`."
     def __init__(self, draw, **controls):
@@ -495,13 +517,20 @@ class ExplorerState:
 
     def set(self, **values):
         "Change some values and draw again; when anything is wrong, everything stays as it was. Returns the state."
-        for name in values:
-            if name not in self.controls:
-                near = get_close_matches(name, self.controls, 1) or [", ".join(self.controls) or "none"]
-                raise ValueError(f"no control is called {name!r}: try {near[0]}")
-        new = self.values | {name: _checked(name, self.controls[name], value) for name, value in values.items()}
+        new = self.values | self.checked(**values)
         self.scene, self.values = self._drawn(new), new
         return self
+
+    def checked(self, **values):
+        "These values as the controls hold them; `ValueError` for an unknown control and for a value that it refuses."
+        self._check_names(values)
+        return {name: _checked(name, self.controls[name], value) for name, value in values.items()}
+
+    def _check_names(self, names, where=""):
+        for name in names:
+            if name in self.controls: continue
+            near = get_close_matches(name, self.controls, 1) or [", ".join(self.controls) or "none"]
+            raise ValueError(f"{where}no control is called {name!r}: try {near[0]}")
 
     def stops(self):
         "Each control at each of its ends or choices, one after another: dicts for `set`, to try a picture out."
@@ -510,8 +539,10 @@ class ExplorerState:
 
     def _drawn(self, values):
         scene = self.draw(**values)
-        if isinstance(scene, Scene): return scene
-        raise TypeError(f"draw returned {type(scene).__name__}: end it with return Scene(panel, text=...)")
+        if not isinstance(scene, Scene):
+            raise TypeError(f"draw returned {type(scene).__name__}: end it with return Scene(panel, text=...)")
+        self._check_names(_picked_names(scene), "pick of a table: ")
+        return scene
 
     def __repr__(self):
         shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.values.items()}
@@ -560,6 +591,13 @@ function scale({lim, log}, length, flip) {
 
 # %% ../nbs/lib/explore.ipynb #45e664d5
 _MARKS = """
+// What makes a cell of a table a button.
+function button(values, cell) {
+  const choice = Object.entries(values).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", ");
+  return {class: "lessonlib-pick", role: "button", tabindex: 0, "aria-label": `${cell}: choose ${choice}`,
+          "data-pick": JSON.stringify(values), "data-lm-suppress-shortcuts": "true"};
+}
+
 const dashes = (mark) => (mark.kind === "rule" ? "4 3" : mark.dash ? "7 4" : "none");
 
 const draw = {
@@ -601,6 +639,9 @@ const draw = {
       art.put("rect", {x: x(column - 0.5), y: y(row - 0.5), width, height, fill: color, "fill-opacity": 0.35});
     mark.cells.forEach((cells, row) => cells.forEach((cell, column) =>
       art.put("text", {x: x(column), y: y(row), style: `font-size: ${mark.font}px`, class: "lessonlib-middle"}, cell)));
+    for (const [row, column, values] of mark.pick)
+      art.put("rect", {x: x(column - 0.5) + 1, y: y(row - 0.5) + 1, width: width - 2, height: height - 2,
+                       ...button(values, mark.cells[row][column])});
   },
   rule(art, mark, x, y, box) {
     const d = mark.x === null ? `M0 ${y(mark.y)}H${box[2]}` : `M${x(mark.x)} 0V${box[3]}`;
@@ -669,6 +710,20 @@ function prepareControls(el) {
   }
 }
 
+// A click on a cell of a table, or Enter or Space: the kernel gets the values that the cell stands for.
+function sendPicks(row, model) {
+  const pick = (event) => {
+    const cell = event.target.closest("[data-pick]");
+    if (!cell || (event.type === "keydown" && event.key !== "Enter" && event.key !== " ")) return;
+    event.preventDefault();
+    const count = (model.get("picked").count || 0) + 1;  // else the same cell could not be picked again
+    model.set("picked", {count, values: JSON.parse(cell.dataset.pick)});
+    model.save_changes();
+  };
+  row.addEventListener("click", pick);
+  row.addEventListener("keydown", pick);
+}
+
 function render({model, el}) {
   const make = (kind, attributes) => {
     const node = document.createElement("div");
@@ -677,18 +732,21 @@ function render({model, el}) {
     el.append(node);
     return node;
   };
-  const row = make("row", {role: "img"});
+  const row = make("row", {});
   const words = make("words", {"aria-live": "polite"}), problem = make("problem", {role: "alert"});
   const show = () => {
     const scene = model.get("scene"), panels = pen(row);
     for (const panel of scene.panels) drawPanel(panels, panel);
     panels.end();
+    // What is inside an "img" does not exist for a screen reader.
+    row.setAttribute("role", row.querySelector("[data-pick]") ? "group" : "img");
     row.setAttribute("aria-label", model.get("words"));
     if (words.textContent !== scene.text) words.textContent = scene.text;
   };
   const warn = () => { problem.textContent = model.get("problem"); };
   model.on("change:scene", show);
   model.on("change:problem", warn);
+  sendPicks(row, model);
   show();
   warn();
   requestAnimationFrame(() => prepareControls(el));
@@ -710,6 +768,8 @@ _STYLE = """
 .lessonlib-grid { fill: none; stroke: currentColor; stroke-opacity: 0.12; }
 .lessonlib-axis { fill: none; stroke: currentColor; stroke-opacity: 0.5; }
 .lessonlib-pixels { image-rendering: pixelated; }
+.lessonlib-pick { fill: transparent; cursor: pointer; outline: none; }
+.lessonlib-pick:hover, .lessonlib-pick:focus-visible { stroke: var(--accent); stroke-width: 2; }
 .lessonlib-words, .lessonlib-problem { padding: 0 12px; max-width: 960px; line-height: 1.5; white-space: pre-wrap; }
 .lessonlib-words { min-height: 3em; color: var(--ink); }
 .lessonlib-problem { color: var(--jp-error-color1, #c62828); }
@@ -734,6 +794,7 @@ def _view_class():
         scene = traitlets.Dict().tag(sync=True)
         words = traitlets.Unicode().tag(sync=True)
         problem = traitlets.Unicode().tag(sync=True)
+        picked = traitlets.Dict().tag(sync=True)  # the values of the cell that was clicked last, and the number of the click
 
     return SceneView
 
@@ -761,7 +822,7 @@ class Explorer:
     "Controls, and a picture that follows them. `draw(**values)` returns a `Scene`; `.state` is its `ExplorerState`."
     def __init__(self, draw, **controls):
         self.state = ExplorerState(draw, **controls)
-        self._pictures, self._timer = [], None
+        self._pictures, self._timer, self._held = [], None, False
 
     @cached_property
     def controls(self):
@@ -775,7 +836,9 @@ class Explorer:
     @cached_property
     def view(self):
         "The live picture."
-        return _view_class()(scene=self.state.scene.to_dict(), words=self.state.scene.words())
+        view = _view_class()(scene=self.state.scene.to_dict(), words=self.state.scene.words())
+        view.observe(self._picked, "picked")
+        return view
 
     @cached_property
     def widget(self):
@@ -785,14 +848,26 @@ class Explorer:
         if len(self.controls) > 3: controls.add_class("lessonlib-pairs")
         return VBox([controls, self.view]).add_class("lessonlib-explorer")
 
-    def _moved(self, change):
+    def _picked(self, change):
+        # The controls move together and then the picture is drawn, once.
+        try: values = self.state.checked(**change["new"]["values"])
+        except Exception as error: return self._warn(error)
+        self._held = True
+        try:
+            for name, value in values.items(): self.controls[name].value = value
+        finally: self._held = False
+        self._moved()
+
+    def _moved(self, change=None):
+        if self._held: return
         try: scene = self.state.set(**{name: widget.value for name, widget in self.controls.items()}).scene
-        except Exception as error:  # ipywidgets would drop it without a word
-            self.view.problem = f"Not drawn: {type(error).__name__}: {error}. The picture is the last good one."
-            return
+        except Exception as error: return self._warn(error)  # ipywidgets would drop it without a word
         with self.view.hold_sync():
             self.view.scene, self.view.words, self.view.problem = scene.to_dict(self._height()), scene.words(), ""
         if _from_browser(): self._when_at_rest()
+
+    def _warn(self, error):
+        self.view.problem = f"Not drawn: {type(error).__name__}: {error}. The picture is the last good one."
 
     def _height(self):
         # A picture that has been high stays so: what is below must not jump.

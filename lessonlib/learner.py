@@ -621,7 +621,7 @@ class OneCycle(Callback):
             if group.get("momentum"): group["momentum"] = 0.95 - 0.1 * factor
             if "betas" in group: group["betas"] = (0.95 - 0.1 * factor, *group["betas"][1:])
 
-# %% ../nbs/lessons/05_learner.ipynb #d9af08c8
+# %% ../nbs/lessons/05_learner.ipynb #b2bcbdc7
 class _LRSweep(Callback):
     "Multiplies the learning rate by the same factor in each step and writes down the loss. A group's share of the rate stays the same."
     def __init__(self, low, high, steps):

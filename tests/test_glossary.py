@@ -112,6 +112,7 @@ def test_a_term_that_is_used_too_early(course, lesson, text):
     "## Early\n\nHere is `loss`, and\n\n```python\nloss = 1\n\n# the loss\n```",
     "## Early\n\nA blossom and a lossy glossary.",
     "## Early\n\nIt is at a total loss.",  # a longer term
+    "## Early\n\nThe loss comes further down. Take the loss.",
     "## Going deeper: early\n\nThe loss.\n\n### Even further\n\nThe loss.",
 ])
 def test_what_is_excused(course, text):
