@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from uuid import uuid4
 
-from .quiz import append_record
+from .progress import append_record
 
 # %% ../nbs/lessons/10_cleaner.ipynb #92e741df
 _STATE = ".lessonlib"  # all that a plan writes, other than moved files, is in this folder of the data set

@@ -311,7 +311,7 @@ def _data(options) -> int:
 
 # %% ../nbs/lib/cli.ipynb #fb582f2a
 def _quiz_lint(options) -> int:
-    from lessonlib.quiz import lint, lint_notes
+    from lessonlib.questions import lint, lint_notes
 
     problems = []
     for name in options.files:
@@ -321,7 +321,7 @@ def _quiz_lint(options) -> int:
 
 
 def _quiz_new(options) -> int:
-    from lessonlib.quiz import questionnaire_template
+    from lessonlib.questions import questionnaire_template
 
     file = Path(options.file)
     if file.suffix not in (".yml", ".yaml"):
@@ -334,7 +334,7 @@ def _quiz_new(options) -> int:
 
 
 def _stripped(options) -> int:
-    from lessonlib.quiz import stripped
+    from lessonlib.questions import stripped
 
     print(f"wrote {len(stripped(options.folder))} lessons without prose and outputs to {options.folder}")
     return 0
@@ -355,7 +355,7 @@ def _add_teaching(commands) -> None:
 
 # %% ../nbs/lib/cli.ipynb #4451b7e7
 def _progress(options) -> int:
-    from lessonlib.quiz import progress, store
+    from lessonlib.progress import progress, store
 
     book = store()
     for file in options.add:
@@ -379,7 +379,8 @@ def _by_lesson(table):
 
 # %% ../nbs/lib/cli.ipynb #2c8dcaf9
 def _review(options) -> int:
-    from lessonlib.quiz import Questionnaire, due, store
+    from lessonlib.progress import due, store
+    from lessonlib.quiz import Questionnaire
 
     table, sheets = due(), {}
     print("1 question is due." if len(table) == 1 else f"{len(table)} questions are due{'' if len(table) else ': come back another day'}.")
@@ -437,7 +438,7 @@ def _typed(kind, said, order, texts):
 
 # %% ../nbs/lib/cli.ipynb #bb31af96
 def _class_report(options) -> int:
-    from lessonlib.quiz import class_report
+    from lessonlib.progress import class_report
 
     page = options.page or (Path() if "://" in options.folder else Path(options.folder)) / "class-report.html"
     table = class_report(options.folder, page)

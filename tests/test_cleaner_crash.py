@@ -215,10 +215,10 @@ TestTwoPlans.settings = settings(max_examples=20, stateful_step_count=15, deadli
 WORKER = """
 import json, os, signal, sys, time, warnings
 import filelock, pandas, tqdm.auto
-from lessonlib import cleaner, quiz
+from lessonlib import cleaner, progress
 
 warnings.simplefilter("ignore")
-WATCHED, CRITICAL = {cleaner.__file__, quiz.__file__}, {"_link", "_move", "_carry_out", "move", "append", "append_record"}
+WATCHED, CRITICAL = {cleaner.__file__, progress.__file__}, {"_link", "_move", "_carry_out", "move", "append", "append_record"}
 
 def killing(left):
     def trace(frame, event, argument):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lessonlib import quiz
-from lessonlib.quiz import glossary, lint_glossary
+from lessonlib import questions
+from lessonlib.questions import glossary, lint_glossary
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -185,18 +185,19 @@ def test_a_search_that_is_no_text(search):
         glossary(search)
 
 
-NASTY = quiz._Term(term="<b>x</b>", lesson="<i>", section="<u>", text="<script>alert('&')</script> `<code>`", also=["<img src=x onerror=alert(1)>"])
+NASTY = questions._Term(
+    term="<b>x</b>", lesson="<i>", section="<u>", text="<script>alert('&')</script> `<code>`", also=["<img src=x onerror=alert(1)>"])
 
 
 def test_everything_is_escaped():
     for search in ("", "<b>", "<nothing>"):
-        page = quiz._static_glossary(quiz._Glossary([NASTY], search))
+        page = questions._static_glossary(questions._Glossary([NASTY], search))
         assert not re.search(r"<(b|i|u|script|img|nothing)\b", page) and "&lt;" in page
 
 
 def test_the_box_searches_while_one_types():
-    book = quiz._Glossary(glossary().all)
-    box, found = quiz._glossary_box(book).children
+    book = questions._Glossary(glossary().all)
+    box, found = questions._glossary_box(book).children
     box.value = "softmax"
     assert "log-softmax" in found.value and f"{len(glossary('softmax'))} of {len(glossary())} terms" in found.value
     box.value = "<script>"

@@ -27,7 +27,9 @@ CONTRACT = {
     "cleaner": "CleaningPlan",
     "pretrain": "pretrain Recipe read_tiny_imagenet",
     "doctor": "doctor",
-    "quiz": "guess",
+    "progress": "Progress store progress plot_progress calibration due class_report",
+    "questions": "Question Feedback mark lint lint_glossary glossary questionnaire_template stripped",
+    "quiz": "Questionnaire questionnaire guess check progress due review",
 }
 
 
@@ -60,7 +62,7 @@ def test_public_parameters_are_explained(module):
             assert (inspect.getdoc(member) or "").splitlines()[0].strip().endswith((".", ":")), f"{module}.{name}"
 
 
-@pytest.mark.parametrize("module", ["quiz", "explore", "cli", "cleaner"])
+@pytest.mark.parametrize("module", ["quiz", "questions", "progress", "explore", "cli", "cleaner"])
 def test_state_modules_import_no_torch(module):
     heavy = python(f"import sys, lessonlib.{module}; print(*sorted(set(sys.modules) & "
                    "{'torch', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'PIL'}))")

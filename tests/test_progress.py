@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,8 +20,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessonlib import cli, quiz
-from lessonlib.quiz import Progress, calibration, class_report, due, plot_progress, progress, store
+from lessonlib import cli
+from lessonlib import progress as module
+from lessonlib.progress import (
+    Progress,
+    append_record,
+    calibration,
+    class_report,
+    due,
+    plot_progress,
+    progress,
+    read_records,
+    store,
+)
+from lessonlib.quiz import Questionnaire
 
 pytestmark = pytest.mark.filterwarnings("ignore:Not saved", "ignore:Your progress file")
 
@@ -116,7 +129,7 @@ def test_a_folder_deleted_in_between_is_made_again(book, tmp_path):
 def test_old_guesses_are_taken_over_once(home):
     file = home / "progress/guesses.jsonl"
     lines = [{"time": 1.7e9 + number, "prompt": "How many?", "response": str(number), "verdict": "So."} for number in range(3)]
-    for line in lines: quiz.append_record(file, line)
+    for line in lines: append_record(file, line)
     with open(file, "ab") as stream: stream.write(b'5\n{"prompt": "no time"}\n{"time": 1, "pro')
     before = file.read_bytes()
     assert [event["response"] for event in store().events("guess", item="How many?")] == ["0", "1", "2"]
@@ -127,7 +140,7 @@ def test_old_guesses_are_taken_over_once(home):
 
 def test_import_is_quick(home):
     heavy = {"torch", "pandas", "sqlalchemy", "ipywidgets", "matplotlib", "yaml", "pydantic", "fsrs", "IPython", "filelock"}
-    code = f"import sys; from lessonlib.quiz import store; store().events(); print(*sorted({heavy} & set(sys.modules)))"
+    code = f"import sys; from lessonlib.progress import store; store().events(); print(*sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
 
 
@@ -196,8 +209,8 @@ def test_servers_that_cannot_be_reached(url, said, impatient):
 
 @pytest.mark.parametrize("damage", ["text", "zeros", "tail"])
 def test_damaged_is_set_aside_and_never_overwritten(book, damage):
-    rows = [quiz._new_event("answer", "01_pixels", f"01-{number}", state="right", response="x" * 200) for number in range(200)]
-    quiz._insert_rows(book.file, rows)
+    rows = [module._new_event("answer", "01_pixels", f"01-{number}", state="right", response="x" * 200) for number in range(200)]
+    module._insert_rows(book.file, rows)
     assert answered(book)
     content = bytearray(book.file.read_bytes())
     if damage == "text": content[:100] = b"This is not a database. " * 4 + b"Here"
@@ -322,14 +335,14 @@ def test_files_that_are_no_exports_change_nothing(book, tmp_path, name, content,
 # --- killed at any moment ---------------------------------------------------------------------------------------------
 ENDLESS = """
 import sys
-from lessonlib.quiz import Progress
+from lessonlib.progress import Progress
 book = Progress(sys.argv[1])
 while True: print(book.record("answer", "", "a"), flush=True)
 """
 NURSERY = r"""
 import json, os, random, select, signal, sys, time
 from pathlib import Path
-from lessonlib.quiz import Progress
+from lessonlib.progress import Progress
 
 folder, rounds, seed, pause = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), 0.02
 rng, acknowledged, counts = random.Random(seed), {}, []
@@ -417,7 +430,7 @@ def test_progress_counts_every_question_of_a_lesson(home):
 
 
 def test_progress_knows_the_questions_of_the_course(home):
-    item, asked = next(iter(quiz._catalogue().items()))
+    item, asked = next(iter(module._catalogue().items()))
     answered(store(), item, lesson=asked["lesson"], topic="an older name of the topic")
     rows = progress(asked["lesson"])
     assert rows["attempted"].sum() == 1 and rows.loc[rows["attempted"] == 1, "topic"].item() == asked["topic"]
@@ -444,9 +457,9 @@ def test_pictures_of_nothing_and_of_something(home):
 
 def at(book, item, state, days, sure=None):
     """An answer so many days ago."""
-    row = quiz._new_event("answer", "01_pixels", item, "pixels", state=state, score=float(state != "wrong"), sure=sure)
+    row = module._new_event("answer", "01_pixels", item, "pixels", state=state, score=float(state != "wrong"), sure=sure)
     row["time"] = (datetime.now(UTC) - timedelta(days=days)).isoformat()
-    quiz._insert_rows(book.file, [row])
+    module._insert_rows(book.file, [row])
 
 
 def test_what_is_due_and_when(home):
@@ -527,9 +540,9 @@ def test_a_class_of_nobody(tmp_path):
 
 def test_choices_are_named_in_the_report():
     choices = [{"text": "a row"}, {"text": "a column"}]
-    assert quiz._response_words(1, choices) == quiz._response_words("a column", choices) == "a column"
-    assert quiz._response_words([0, 1], choices) == "a row + a column" and quiz._response_words(9, choices) == "9"
-    assert quiz._response_words([64, 1], None) == "[64, 1]" and len(quiz._response_words("x" * 500, None)) == 80
+    assert module._response_words(1, choices) == module._response_words("a column", choices) == "a column"
+    assert module._response_words([0, 1], choices) == "a row + a column" and module._response_words(9, choices) == "9"
+    assert module._response_words([64, 1], None) == "[64, 1]" and len(module._response_words("x" * 500, None)) == 80
 
 
 # --- the command ----------------------------------------------------------------------------------------------------------
@@ -570,7 +583,7 @@ questions:
 - {id: 90-a, kind: one, topic: t, difficulty: 1, section: Here, prompt: Which?, hints: [Look.], explanation: So it is.,
    choices: [{text: this, right: true}, {text: that, feedback: Not that.}]}
 """)
-    sheet = quiz.Questionnaire.load(tmp_path / "mine.yml")
+    sheet = Questionnaire.load(tmp_path / "mine.yml")
     choices = ["this", "that"]
 
     def typed():
@@ -716,3 +729,26 @@ def test_postgresql_client_killed_while_it_answers(shared):
     child.kill()
     acknowledged += child.communicate()[0].split("\n")[:-1]
     assert set(acknowledged) <= {event["id"] for event in Progress(shared).events()} and "" not in acknowledged
+
+
+# --- lines in a file ------------------------------------------------------------------------------------------------------
+def test_killed_while_writing_loses_at_most_the_last_line(tmp_path):
+    """Kill a process that writes as fast as it can; every line that was acknowledged is there."""
+    file = tmp_path / "guesses.jsonl"
+    code = ("import itertools, sys; from lessonlib.progress import append_record\n"
+            "for number in itertools.count():\n    append_record(sys.argv[1], {'n': number}); print(number, flush=True)")
+    process = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True)
+    while not file.is_file() or file.stat().st_size < 2000:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
+    acknowledged = [int(line) for line in process.communicate()[0].split()]
+    append_record(file, {"n": -1})
+    numbers = [record["n"] for record in read_records(file)]
+    assert numbers[-1] == -1 and set(acknowledged) <= set(numbers)
+
+
+@pytest.mark.parametrize("text", ["a\u2028b\u0085c", "half a character \ud800", "line\r\nend"])
+def test_records_hold_any_text(tmp_path, text):
+    for _ in range(2): append_record(tmp_path / "decisions.jsonl", {"text": text})
+    assert read_records(tmp_path / "decisions.jsonl") == [{"text": text}] * 2

@@ -1,43 +1,10 @@
-"""Guesses: judged, kept, never in the way."""
-import os
-import signal
-import subprocess
-import sys
-import time
-
+"""Guesses: judged, kept, never in the way. Questionnaires without a page: states, hints, tries."""
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lessonlib.quiz import (
-    Guess,
-    append_record,
-    format_value,
-    guess,
-    guess_widget,
-    parse_number,
-    parse_shape,
-    read_records,
-    static_guess,
-    store,
-)
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
-def test_numbers_are_read_as_written(value):
-    assert parse_number(repr(value)) == value
-    assert parse_number(f" {value!r} ") == value
-
-
-@pytest.mark.parametrize("text, value", [("0,5", 0.5), ("12,345", 12345), ("1 000 000", 1e6), ("12.5 %", 0.125), ("-3", -3), ("1,5e-3", 1.5e-3)])
-def test_numbers_as_people_write_them(text, value):
-    assert parse_number(text) == pytest.approx(value)
-
-
-@pytest.mark.parametrize("text", ["", "about ten", "1.2.3", "nan", "inf", "--1"])
-def test_what_is_not_a_number_is_named(text):
-    with pytest.raises(ValueError, match="try 0.5"):
-        parse_number(text)
+from lessonlib import questions
+from lessonlib.progress import store
+from lessonlib.questions import questionnaire_template
+from lessonlib.quiz import Guess, Questionnaire, check, guess, guess_widget, static_guess
 
 
 @pytest.mark.parametrize("response, words", [(100, "Exactly"), (95, "Close"), (50, "50% below"), (151, "51% above"), (1e6, "far above")])
@@ -59,19 +26,6 @@ def test_texts_and_functions_and_tensors():
 def test_actual_must_be_among_the_choices():
     with pytest.raises(ValueError, match="not among the choices"):
         guess("Which?", "c", choices=["a", "b"])
-
-
-@given(st.lists(st.integers(0, 10**6), max_size=5))
-def test_shapes_are_read_as_written(sizes):
-    shape = tuple(sizes)
-    assert parse_shape(str(shape)) == parse_shape(sizes) == parse_shape(f"torch.Size({sizes})") == shape
-    assert not sizes or parse_shape(" x ".join(map(str, sizes))) == shape
-
-
-@pytest.mark.parametrize("text", ["", "abc", "-1", "(2.5, 1)", "(64, one)", "1e3", "²"])
-def test_what_is_not_a_shape_is_named(text):
-    with pytest.raises(ValueError, match="is not a shape"):
-        parse_shape(text)
 
 
 @pytest.mark.parametrize("response, words", [("64 x 1", "Yes"), ("(1, 64)", "another order"), ("64", "rank 1, not 2"), ((64, 2), "(64, 2).")])
@@ -162,27 +116,68 @@ def test_without_a_notebook_it_prints_and_goes_on(capsys):
     assert "How many?" in capsys.readouterr().out
 
 
-def test_killed_while_writing_loses_at_most_the_last_line(tmp_path):
-    """Kill a process that writes as fast as it can; every line that was acknowledged is there."""
-    file = tmp_path / "guesses.jsonl"
-    code = ("import itertools, sys; from lessonlib.quiz import append_record\n"
-            "for number in itertools.count():\n    append_record(sys.argv[1], {'n': number}); print(number, flush=True)")
-    process = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True)
-    while not file.is_file() or file.stat().st_size < 2000:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
-    acknowledged = [int(line) for line in process.communicate()[0].split()]
-    append_record(file, {"n": -1})
-    numbers = [record["n"] for record in read_records(file)]
-    assert numbers[-1] == -1 and set(acknowledged) <= set(numbers)
+# ---- states, hints, tries
+
+def my_step(weights, gradient, lr): return weights - lr * gradient
 
 
-def test_values_are_shown_as_people_write_them():
-    assert [format_value(value) for value in (3, 3.0, 0.951049, 6131, "three")] == ["3", "3", "0.951", "6131", "three"]
+@pytest.fixture
+def mine(tmp_path, home):
+    """The template's file, and an empty progress."""
+    (file := tmp_path / "mine.yml").write_text(questionnaire_template(), encoding="utf-8")
+    return file
 
 
-@pytest.mark.parametrize("text", ["a\u2028b\u0085c", "half a character \ud800", "line\r\nend"])
-def test_records_hold_any_text(tmp_path, text):
-    for _ in range(2): append_record(tmp_path / "decisions.jsonl", {"text": text})
-    assert read_records(tmp_path / "decisions.jsonl") == [{"text": text}] * 2
+def test_states_hints_and_what_is_kept(mine):
+    book = Questionnaire.load(mine)
+    assert book.state("my-loss") == "not attempted"
+    wrong = book.answer("my-loss", "the accuracy", sure="certain")
+    assert not wrong.right and "metric" in wrong.message and wrong.explanation == "" and book.state("my-loss") == "wrong"
+    assert book.answer("my-loss", 0, sure="guess").state == "right" == book.state("my-loss")
+    assert book.hint("my-steps").startswith("A gradient") and book.hint("my-steps") is None
+    assert book.answer("my-steps", ["predict", "loss", "gradient", "step"]).state == "right after hints"
+    event = store().events(kind="answer", item="my-loss")[0]
+    assert (event["response"], event["sure"], event["state"], event["score"], event["topic"]) == ("the accuracy", "certain", "wrong", 0.0, "loss")
+    again = Questionnaire.load(mine)
+    assert [again.state(name) for name in ("my-loss", "my-steps", "my-word")] == ["right", "right after hints", "not attempted"]
+
+
+def test_a_refused_response_and_an_unknown_question_record_nothing(mine):
+    book = Questionnaire.load(mine)
+    for call in (lambda: book.answer("my-loss", 99), lambda: book.answer("my-count", "many"), lambda: book.answer("my-loss", 0, sure="very")):
+        with pytest.raises(ValueError): call()
+    with pytest.raises(ValueError, match="did you mean 'my-loss'"): book.answer("my-los", 0)
+    assert store().events() == []
+
+
+def test_an_open_try_is_taken_up_and_a_closed_one_begins_afresh(mine):
+    book = Questionnaire.load(mine)
+    book.answer("my-count", 1)
+    book.hint("my-count")
+    prompt, order, seed = book.prompt("my-count"), book.order("my-steps"), book.values("my-count")["seed"]
+    again = Questionnaire.load(mine)
+    assert again.prompt("my-count") == prompt and again.values("my-count")["seed"] == seed
+    assert again.answer("my-count", again.values("my-count")["rows"] * 784).state == "right after hints", "the hint was taken before the restart"
+    assert Questionnaire.load(mine).values("my-count")["seed"] != seed
+    book.fresh("my-steps")
+    assert book.values("my-count")["seed"] == seed and sorted(book.order("my-steps")) == sorted(order)
+    assert len({book.fresh("my-count") or book.values("my-count")["rows"] for _ in range(40)}) == 3
+
+
+def test_giving_up_shows_the_answer_and_counts_as_wrong(mine):
+    book = Questionnaire.load(mine)
+    for asked in book.questions:
+        given_up = book.give_up(asked.id)
+        assert not given_up.right and given_up.message.startswith("The answer: ") and given_up.explanation and book.state(asked.id) == "wrong"
+    assert book.answer("my-loss", 0).state == "right after hints"
+    assert "return weights - lr" in book.give_up("my-function").message
+
+
+def test_check_finds_the_question_by_its_number(mine, tmp_path, monkeypatch):
+    (folder := tmp_path / "data/questionnaires").mkdir(parents=True)
+    (folder / "03_linear_sgd.yml").write_text(questionnaire_template().replace("my-function", "03-sgd-step"), encoding="utf-8")
+    monkeypatch.setattr(questions.resources, "files", lambda package: tmp_path / "data")
+    assert check("03-sgd-step", my_step, sure="fairly").right and store().events()[-1]["sure"] == "fairly"
+    for wrong, words in (("03-sgd-stp", "did you mean '03-sgd-step'"), ("my-loss", "no questionnaire 'my'")):
+        with pytest.raises((ValueError, FileNotFoundError), match=words): check(wrong, my_step)
+    with pytest.raises(FileNotFoundError): check("77-x", my_step)

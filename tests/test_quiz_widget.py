@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lessonlib import quiz
-from lessonlib.quiz import Questionnaire, QuestionnaireState, QuestionnaireView, questionnaire, review, store
+from lessonlib import questions, quiz
+from lessonlib.progress import Progress, store
+from lessonlib.quiz import Questionnaire, QuestionnaireState, QuestionnaireView, questionnaire, review
 
 # One question of every kind; tests/browser/test_quiz_browser.py asks the same ones.
 EVERY_KIND = r"""
@@ -346,6 +347,13 @@ def test_no_message_breaks_the_page(state, messages):
     json.dumps(state.to_dict())
 
 
+def test_visible_cases_are_shown_when_a_code_question_is_opened_and_the_worker_is_warm_then(file):
+    view = questionnaire(file)
+    assert "examples" not in send(view, do="ready")["question"]
+    assert send(view, do="go", question="90-code")["question"]["examples"] == ["step(1.0, 2.0, 0.1) → 0.8"]
+    assert questions._the_worker._process.poll() is None
+
+
 def test_code_in_a_kernel_is_checked_beside_the_event_loop(file):
     """The handler returns at once; the page says that it is checking; then the answer comes."""
     import asyncio
@@ -370,8 +378,9 @@ def test_code_in_a_kernel_is_checked_beside_the_event_loop(file):
 @given(st.text(alphabet="ab`*<>&\"'- \n1.#[](){}|\\\0", max_size=40))
 @example("```\n<script>\n```")
 @example("`<b>` **`x`** <img src=x onerror=alert(1)>")
+@example("*a **b* c** *d **e** f*")
 def test_markdown_gives_only_harmless_and_balanced_tags(text):
-    open_tags, allowed = [], {"p", "ul", "ol", "li", "code", "pre", "strong"}
+    open_tags, allowed = [], {"p", "ul", "ol", "li", "code", "pre", "strong", "em"}
 
     class Reader(html.parser.HTMLParser):
         def handle_starttag(self, tag, attributes):
@@ -380,20 +389,21 @@ def test_markdown_gives_only_harmless_and_balanced_tags(text):
 
         def handle_endtag(self, tag): assert open_tags.pop() == tag
 
-    Reader().feed(quiz._markdown(text))
+    Reader().feed(questions._markdown(text))
     assert open_tags == []
 
 
 @pytest.mark.parametrize("text, found", [
     ("Is `a < b`?", "<p>Is <code>a &lt; b</code>?</p>"),
     ("**bold `x`** and 2**3 + 3**2", "<p><strong>bold <code>x</code></strong> and 2**3 + 3**2</p>"),
+    ("a *very **good** idea*, 2 * 3 * 4, x*y*z", "<p>a <em>very <strong>good</strong> idea</em>, 2 * 3 * 4, x*y*z</p>"),
     ("one\ntwo\n\nthree", "<p>one two</p><p>three</p>"),
     ("so:\n- a\n- b\n  more", "<p>so:</p><ul><li>a</li><li>b more</li></ul>"),
     ("1. a\n2. b", "<ol><li>a</li><li>b</li></ol>"),
     ("```python\nx = 1\n\n# y\n```\nend", "<pre><code>x = 1\n\n# y</code></pre><p>end</p>"),
 ])
 def test_markdown(text, found):
-    assert quiz._markdown(text) == found
+    assert questions._markdown(text) == found
 
 
 def test_summary_shows_prompts_folded_and_no_status_until_a_browser_opened_it(state, file):
@@ -430,7 +440,7 @@ def test_show_and_a_terminal(file, capsys):
 
 
 def test_a_database_that_fails_is_said_on_the_page(state, monkeypatch):
-    monkeypatch.setattr(quiz.Progress, "warning", property(lambda book: "Your answers could not be saved."))
+    monkeypatch.setattr(Progress, "warning", property(lambda book: "Your answers could not be saved."))
     assert state.to_dict()["warning"] == "Your answers could not be saved."
 
 

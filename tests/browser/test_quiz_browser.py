@@ -11,7 +11,8 @@ CHANGE_THEME = "(name) => window.jupyterapp.commands.execute('apputils:change-th
 CELLS = """
 import os
 os.environ["LESSONLIB_PROGRESS"] = "answers.db"
-from lessonlib.quiz import questionnaire, review, store
+from lessonlib.progress import store
+from lessonlib.quiz import questionnaire, review
 """, """
 questionnaire("steps.yml")
 """
@@ -202,6 +203,7 @@ class TestAnswering:
         """Tab indents, Enter keeps the indent, an endless loop ends, the mistake is recognised."""
         quiz.go("90-code")
         editor = quiz.root.locator(".lq-editor textarea")
+        quiz.root.locator(".lq-examples", has_text="step(1.0, 2.0, 0.1) → 0.8").wait_for()
         editor.fill("")
         quiz.page.keyboard.type("def step(weights, gradient, lr):\n# while it is true, go on\nif lr > 0:\nreturn 1\nwhile True: pass")
         assert editor.input_value().split("\n")[2:] == ["    if lr > 0:", "        return 1", "        while True: pass"]

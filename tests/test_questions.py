@@ -8,29 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lessonlib import cli, quiz
-from lessonlib.quiz import (
+from lessonlib import cli, questions
+from lessonlib.progress import store
+from lessonlib.questions import (
     Choice,
     CodeWorker,
     Feedback,
     Mistake,
     Pair,
     Question,
-    Questionnaire,
-    check,
     draw_values,
     fill_values,
+    format_value,
     function_source,
     judge_code,
     lint,
     mark,
+    parse_number,
+    parse_shape,
     questionnaire_template,
     read_response,
     right_answer,
     shown_order,
-    store,
     stripped,
 )
+from lessonlib.quiz import Questionnaire
 
 ROOT = Path(__file__).resolve().parents[1]
 COURSE = sorted((ROOT / "data" / "questionnaires").glob("*.yml"))
@@ -57,12 +59,48 @@ def changed(file, old, new, count=1):
     return file
 
 
+# ---- what people write
+
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
+def test_numbers_are_read_as_written(value):
+    assert parse_number(repr(value)) == value
+    assert parse_number(f" {value!r} ") == value
+
+
+@pytest.mark.parametrize("text, value", [("0,5", 0.5), ("12,345", 12345), ("1 000 000", 1e6), ("12.5 %", 0.125), ("-3", -3), ("1,5e-3", 1.5e-3)])
+def test_numbers_as_people_write_them(text, value):
+    assert parse_number(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "about ten", "1.2.3", "nan", "inf", "--1"])
+def test_what_is_not_a_number_is_named(text):
+    with pytest.raises(ValueError, match="try 0.5"):
+        parse_number(text)
+
+
+@given(st.lists(st.integers(0, 10**6), max_size=5))
+def test_shapes_are_read_as_written(sizes):
+    shape = tuple(sizes)
+    assert parse_shape(str(shape)) == parse_shape(sizes) == parse_shape(f"torch.Size({sizes})") == shape
+    assert not sizes or parse_shape(" x ".join(map(str, sizes))) == shape
+
+
+@pytest.mark.parametrize("text", ["", "abc", "-1", "(2.5, 1)", "(64, one)", "1e3", "²"])
+def test_what_is_not_a_shape_is_named(text):
+    with pytest.raises(ValueError, match="is not a shape"):
+        parse_shape(text)
+
+
+def test_values_are_shown_as_people_write_them():
+    assert [format_value(value) for value in (3, 3.0, 0.951049, 6131, "three")] == ["3", "3", "0.951", "6131", "three"]
+
+
 # ---- reading a file
 
 def test_the_template_has_every_kind_and_nothing_wrong(mine):
     book = Questionnaire.load(mine)
     assert [question.kind for question in book.questions] == ["one", "several", "number", "text", "order", "match", "shape", "code", "free"]
-    assert lint(mine) == [] and "not checked" in quiz.lint_notes(mine)[0]
+    assert lint(mine) == [] and "not checked" in questions.lint_notes(mine)[0]
 
 
 @pytest.mark.parametrize("old, new, at, words", [
@@ -282,53 +320,6 @@ def test_what_a_student_writes_is_never_evaluated():
     assert "{ { 1 / 0 }}" in mark(TEXT, "{{ 1 / 0 }}").message
 
 
-# ---- states, hints, tries
-
-def test_states_hints_and_what_is_kept(mine):
-    book = Questionnaire.load(mine)
-    assert book.state("my-loss") == "not attempted"
-    wrong = book.answer("my-loss", "the accuracy", sure="certain")
-    assert not wrong.right and "metric" in wrong.message and wrong.explanation == "" and book.state("my-loss") == "wrong"
-    assert book.answer("my-loss", 0, sure="guess").state == "right" == book.state("my-loss")
-    assert book.hint("my-steps").startswith("A gradient") and book.hint("my-steps") is None
-    assert book.answer("my-steps", ["predict", "loss", "gradient", "step"]).state == "right after hints"
-    event = store().events(kind="answer", item="my-loss")[0]
-    assert (event["response"], event["sure"], event["state"], event["score"], event["topic"]) == ("the accuracy", "certain", "wrong", 0.0, "loss")
-    again = Questionnaire.load(mine)
-    assert [again.state(name) for name in ("my-loss", "my-steps", "my-word")] == ["right", "right after hints", "not attempted"]
-
-
-def test_a_refused_response_and_an_unknown_question_record_nothing(mine):
-    book = Questionnaire.load(mine)
-    for call in (lambda: book.answer("my-loss", 99), lambda: book.answer("my-count", "many"), lambda: book.answer("my-loss", 0, sure="very")):
-        with pytest.raises(ValueError): call()
-    with pytest.raises(ValueError, match="did you mean 'my-loss'"): book.answer("my-los", 0)
-    assert store().events() == []
-
-
-def test_an_open_try_is_taken_up_and_a_closed_one_begins_afresh(mine):
-    book = Questionnaire.load(mine)
-    book.answer("my-count", 1)
-    book.hint("my-count")
-    prompt, order, seed = book.prompt("my-count"), book.order("my-steps"), book.values("my-count")["seed"]
-    again = Questionnaire.load(mine)
-    assert again.prompt("my-count") == prompt and again.values("my-count")["seed"] == seed
-    assert again.answer("my-count", again.values("my-count")["rows"] * 784).state == "right after hints", "the hint was taken before the restart"
-    assert Questionnaire.load(mine).values("my-count")["seed"] != seed
-    book.fresh("my-steps")
-    assert book.values("my-count")["seed"] == seed and sorted(book.order("my-steps")) == sorted(order)
-    assert len({book.fresh("my-count") or book.values("my-count")["rows"] for _ in range(40)}) == 3
-
-
-def test_giving_up_shows_the_answer_and_counts_as_wrong(mine):
-    book = Questionnaire.load(mine)
-    for asked in book.questions:
-        given_up = book.give_up(asked.id)
-        assert not given_up.right and given_up.message.startswith("The answer: ") and given_up.explanation and book.state(asked.id) == "wrong"
-    assert book.answer("my-loss", 0).state == "right after hints"
-    assert "return weights - lr" in book.give_up("my-function").message
-
-
 # ---- code
 
 STEP = question("code", function="step", cases="[(1.0, 2.0, 0.1)]", hidden="[(rng.random(), rng.random(), 0.5) for _ in range(5)]",
@@ -385,19 +376,19 @@ def test_other_ways_to_the_same_values_are_right(source):
                                            ("import os; os.kill(os.getpid(), 9)", "ran out of memory, or was killed")])
 def test_code_that_takes_the_worker_with_it(source, words):
     """The notebook lives on, the student is told, and the next answer is marked by a new worker."""
-    before = quiz._the_worker._process
+    before = questions._the_worker._process
     feedback = judge_code(STEP, source, {}, seconds=0.5)
-    assert words in feedback.message and not feedback.checker_failed and quiz._the_worker._process is not before
+    assert words in feedback.message and not feedback.checker_failed and questions._the_worker._process is not before
     assert judge_code(STEP, STEP.solution, {}).right
 
 
 def test_the_worker_is_warm_and_its_own_process():
     assert judge_code(STEP, STEP.solution, {}).right
-    first = quiz._the_worker._process.pid
+    first = questions._the_worker._process.pid
     assert "should" in judge_code(STEP, "import os\ndef step(*_): return os.getpid()", {}).message
-    assert quiz._the_worker._process.pid == first
+    assert questions._the_worker._process.pid == first
     assert not judge_code(STEP, HEAD + "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); return 0", {}).right
-    assert quiz._the_worker._process is None, "a worker with the student's threads in it is not used again"
+    assert questions._the_worker._process is None, "a worker with the student's threads in it is not used again"
 
 
 def test_a_checker_that_cannot_run_is_no_wrong_answer(mine, monkeypatch):
@@ -405,8 +396,8 @@ def test_a_checker_that_cannot_run_is_no_wrong_answer(mine, monkeypatch):
     feedback = book.answer("my-function", HEAD + "return 1")
     assert feedback.checker_failed and "NameError" in feedback.message and feedback.state == "" and not feedback.right
     with monkeypatch.context() as without:
-        without.setattr(quiz, "_the_worker", CodeWorker())
-        without.setattr(quiz.sys, "executable", str(mine.parent / "no-python"))
+        without.setattr(questions, "_the_worker", CodeWorker())
+        without.setattr(questions.sys, "executable", str(mine.parent / "no-python"))
         assert judge_code(STEP, STEP.solution, {}).checker_failed
     assert store().events(item="my-function") == [] and book.state("my-function") == "not attempted"
 
@@ -414,8 +405,8 @@ def test_a_checker_that_cannot_run_is_no_wrong_answer(mine, monkeypatch):
 def test_a_worker_that_never_answers_is_no_wrong_answer(monkeypatch, tmp_path):
     (python := tmp_path / "python").write_text("#!/bin/sh\nsleep 60\n")
     python.chmod(0o755)
-    monkeypatch.setattr(quiz.sys, "executable", str(python))
-    monkeypatch.setattr(quiz, "_the_worker", worker := CodeWorker(start_seconds=0.2))
+    monkeypatch.setattr(questions.sys, "executable", str(python))
+    monkeypatch.setattr(questions, "_the_worker", worker := CodeWorker(start_seconds=0.2))
     start = time.monotonic()
     assert judge_code(STEP, STEP.solution, {}).checker_failed and time.monotonic() - start < 30 and worker._process is None
 
@@ -489,16 +480,6 @@ def test_a_function_takes_with_it_what_it_uses(mine):
     space = {}
     exec("def step(weights): return 1", space)
     with pytest.raises(ValueError, match="source of step is not known"): function_source(space["step"], "step")
-
-
-def test_check_finds_the_question_by_its_number(mine, tmp_path, monkeypatch):
-    (folder := tmp_path / "data/questionnaires").mkdir(parents=True)
-    (folder / "03_linear_sgd.yml").write_text(TEMPLATE.replace("my-function", "03-sgd-step"), encoding="utf-8")
-    monkeypatch.setattr(quiz.resources, "files", lambda package: tmp_path / "data")
-    assert check("03-sgd-step", my_step, sure="fairly").right and store().events()[-1]["sure"] == "fairly"
-    for wrong, words in (("03-sgd-stp", "did you mean '03-sgd-step'"), ("my-loss", "no questionnaire 'my'")):
-        with pytest.raises((ValueError, FileNotFoundError), match=words): check(wrong, my_step)
-    with pytest.raises(FileNotFoundError): check("77-x", my_step)
 
 
 # ---- lint
@@ -591,7 +572,7 @@ def test_sections_exist_and_come_before(course, section, words, monkeypatch):
 
 
 def test_going_deeper_is_asked_last(course, home, monkeypatch):
-    monkeypatch.setattr(quiz, "_lesson_notebook", lambda stem, near=None: course.parents[2] / "nbs/lessons" / f"{stem}.ipynb")
+    monkeypatch.setattr(questions, "_lesson_notebook", lambda stem, near=None: course.parents[2] / "nbs/lessons" / f"{stem}.ipynb")
     changed(course, "section: The loss", "section: Shuffled")
     changed(course, "section: Shuffled\n  prompt: What is shuffled", "section: The loss\n  prompt: What is shuffled")
     book = Questionnaire.load(course)
