@@ -309,7 +309,7 @@ def _data(options) -> int:
         print(datasets().to_string(index=False))
     return 0
 
-# %% ../nbs/lib/cli.ipynb #fb582f2a
+# %% ../nbs/lib/cli.ipynb #5324edf4
 def _quiz_lint(options) -> int:
     from lessonlib.questions import lint, lint_notes
 
@@ -353,7 +353,7 @@ def _add_teaching(commands) -> None:
     bare.add_argument("folder", metavar="FOLDER", help="where to write; no notebook there is replaced")
     bare.set_defaults(call=_stripped)
 
-# %% ../nbs/lib/cli.ipynb #4451b7e7
+# %% ../nbs/lib/cli.ipynb #695773cb
 def _progress(options) -> int:
     from lessonlib.progress import progress, store
 
@@ -377,7 +377,7 @@ def _by_lesson(table):
     counts = table.groupby("lesson", as_index=False)[["questions", "attempted", "right", "right_after_hints"]].sum()
     return counts.assign(mastery=(counts["right"] + counts["right_after_hints"] / 2) / counts["questions"])
 
-# %% ../nbs/lib/cli.ipynb #2c8dcaf9
+# %% ../nbs/lib/cli.ipynb #04a6577c
 def _review(options) -> int:
     from lessonlib.progress import due, store
     from lessonlib.quiz import Questionnaire
@@ -397,8 +397,15 @@ def _review(options) -> int:
     print(store().warning)
     return 0
 
-# %% ../nbs/lib/cli.ipynb #c27b0c19
+# %% ../nbs/lib/cli.ipynb #d8137168
 _HOW_SURE = {"1": "guess", "2": "fairly", "3": "certain"}
+
+
+def _answered(sheet, question, response, read) -> bool:  # right?
+    """Ask how sure the student is, mark the response, say what there is to say."""
+    feedback = sheet.answer(question.id, response, _HOW_SURE.get(read("sure? 1 a guess, 2 fairly, 3 certain: ").strip()))
+    print(feedback.message, feedback.explanation)
+    return feedback.right
 
 
 def _ask(sheet, item, read=input) -> bool:  # False when the student has had enough
@@ -414,17 +421,10 @@ def _ask(sheet, item, read=input) -> bool:  # False when the student has had eno
     while True:
         said = read("numbers, such as 2 1 3: " if question.kind in ("several", "order") else "answer: ").strip()
         if said in ("", "q"): return said == ""
-        if said == "?":
-            print(sheet.hint(item) or "There are no more hints.")
-            continue
         try:
-            response = _typed(question.kind, said, order, texts)
-            feedback = sheet.answer(item, response, _HOW_SURE.get(read("sure? 1 a guess, 2 fairly, 3 certain: ").strip()))
-        except ValueError as problem:
-            print(problem)
-            continue
-        print(feedback.message, feedback.explanation)
-        if feedback.right: return True
+            if said == "?": print(sheet.hint(item) or "There are no more hints.")
+            elif _answered(sheet, question, _typed(question.kind, said, order, texts), read): return True
+        except ValueError as problem: print(problem)
 
 
 def _typed(kind, said, order, texts):
@@ -436,7 +436,7 @@ def _typed(kind, said, order, texts):
         raise ValueError(f"{said!r}: expected numbers from 1 to {len(order)}") from None
     return picked if kind != "one" else picked[0]
 
-# %% ../nbs/lib/cli.ipynb #bb31af96
+# %% ../nbs/lib/cli.ipynb #09d7c925
 def _class_report(options) -> int:
     from lessonlib.progress import class_report
 
