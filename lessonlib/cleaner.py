@@ -6,7 +6,7 @@
 __all__ = ['Decision', 'CleaningPlan', 'image_features', 'out_of_fold', 'find_flags', 'CleanerState', 'ImageCleaner', 'Judgement',
            'paired_difference', 'HuntScore', 'hunt_score']
 
-# %% ../nbs/lessons/10_cleaner.ipynb #7bfe113f
+# %% ../nbs/lessons/10_cleaner.ipynb #3dc6616b
 import csv
 import errno
 import hashlib
@@ -1389,7 +1389,7 @@ def _thumbnail(root: Path, name: str, side: int = _THUMBNAIL) -> bytes | None:
         os.replace(draft, place)
     return content
 
-# %% ../nbs/lessons/10_cleaner.ipynb #a45cedd8
+# %% ../nbs/lessons/10_cleaner.ipynb #e6568e41
 def _font(size: int, bold: bool = False):
     "A font with the letters of many languages; matplotlib brings it."
     from matplotlib import get_data_path
@@ -1413,6 +1413,7 @@ def _contact_sheet(root: Path, cards: list[dict], title: str, columns: int = 6, 
     from PIL import Image, ImageDraw
 
     wide, high, picture, top = 158, 206, 130, 34
+    if len(cards) > most: title += f" The first {most} are shown."
     cards, fonts = cards[:most], {bold: _font(11, bold) for bold in (False, True)}
     sheet = Image.new("RGB", (wide * columns, top + high * -(-len(cards) // columns)), "white")
     draw = ImageDraw.Draw(sheet)

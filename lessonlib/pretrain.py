@@ -514,7 +514,7 @@ def pets_among(
     "Which classes are house cats and dogs, which later lessons test on. By exact name: a cardigan is also a breed, but in ImageNet it is a garment."
     return {kind: [name for name in names if name in classes] for kind, names in _PETS.items()}
 
-# %% ../nbs/lessons/12_pretrain.ipynb #304a7d7f
+# %% ../nbs/lessons/12_pretrain.ipynb #19c27dc8
 _STARTS = {"resnet18_tiny_imagenet_20epochs.safetensors":
            "20 epochs on the same images in two cycles (8 epochs with a peak learning rate of 0.2, 12 with 0.06; crops of half the area and more),\n"
            "which had reached top-1 0.4392 and top-5 0.6986 on the same validation images. `--epochs 20` without `--start` makes such weights"}

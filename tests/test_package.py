@@ -24,7 +24,8 @@ CONTRACT = {
     "cross_entropy": "softmax log_softmax nll_loss cross_entropy",
     "convolution": "conv2d BatchNorm2d ResidualBlock SmallResNet",
     "vision": "image_dataloaders vision_learner",
-    "cleaner": "CleaningPlan",
+    "interpret": "Interpretation",
+    "cleaner": "CleaningPlan ImageCleaner",
     "pretrain": "pretrain Recipe read_tiny_imagenet",
     "doctor": "doctor",
     "progress": "Progress store progress plot_progress calibration due class_report",
@@ -65,16 +66,16 @@ def test_public_parameters_are_explained(module):
 @pytest.mark.parametrize("module", ["quiz", "questions", "progress", "explore", "cli", "cleaner"])
 def test_state_modules_import_no_torch(module):
     heavy = python(f"import sys, lessonlib.{module}; print(*sorted(set(sys.modules) & "
-                   "{'torch', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'PIL'}))")
+                   "{'torch', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'PIL', 'sqlalchemy', 'sklearn', 'cleanlab'}))")
     assert heavy == ""
 
 
 @pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp", "learner", "cross_entropy", "doctor",
-                                    "convolution", "vision", "pretrain"])
+                                    "convolution", "vision", "interpret", "pretrain"])
 def test_lesson_modules_import_only_torch(module):
     """torchvision alone costs 2.3 s, pandas 0.23 s: nobody pays for what is not used."""
     heavy = python(f"import torch, sys; before = set(sys.modules); import lessonlib.{module}; print(*sorted((set(sys.modules) - before) & "
-                   "{'torchvision', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'pooch'}))")
+                   "{'torchvision', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'pooch', 'sklearn', 'captum'}))")
     assert heavy == ""
 
 
