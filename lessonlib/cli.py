@@ -297,10 +297,12 @@ def _lab(options) -> int:
 
 # %% ../nbs/lib/cli.ipynb #17da3142
 def _data(options) -> int:
-    from lessonlib.data import datasets, rebuild_mnist, verify_data
+    from lessonlib.data import datasets, rebuild_mnist, relist_data, verify_data
 
     if options.rebuild:
         print(f"rebuilt {', '.join(str(path) for path in rebuild_mnist())}")
+    elif options.relist:
+        print("listed anew in data/README.md:", ", ".join(relist_data()) or "nothing, every row was right")
     elif options.check:
         problems = verify_data()
         print("\n".join(problems) or "embedded data: every file is there and as listed in data/README.md")
@@ -480,6 +482,7 @@ def _parser() -> argparse.ArgumentParser:
     lab.set_defaults(call=_lab)
     data = commands.add_parser("data", help="list the data sets; check or rebuild the embedded files")
     data.add_argument("--check", action="store_true", help="compare every embedded file with its SHA-256")
+    data.add_argument("--relist", action="store_true", help="after an edit: write sizes and hashes into the table of data/README.md")
     data.add_argument("--rebuild", choices=["mnist"], help="make an embedded file anew from its source")
     data.set_defaults(call=_data)
     _add_progress(commands)

@@ -1,6 +1,7 @@
 """What all tests share: a cache of their own, and the one run of every notebook that the course and the tests have in common."""
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A deadline for each example would test the machine's load, not the code.
 settings.register_profile("lessonlib", deadline=None)
 settings.load_profile("lessonlib")
+
+# A process that was started in the background ignores Ctrl-C, but the tests of interruptions need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests never touch the user's cache or answers, unless told where to work.
 os.environ.setdefault("LESSONLIB_HOME", str(ROOT / "_build" / "home"))

@@ -190,6 +190,18 @@ def test_embedded_files_are_as_listed():
     assert rows["mnist/images.npy.xz"]["licence"] == "CC BY-SA 3.0" and all(all(row.values()) for row in rows.values())
 
 
+def test_relist_data_changes_the_rows_of_edited_files_only(embedded):
+    readme = embedded / "README.md"
+    before = readme.read_text(encoding="utf-8").splitlines()
+    assert data.relist_data(embedded) == [] and readme.read_text(encoding="utf-8").splitlines() == before
+    with open(embedded / "glossary.yml", "a", encoding="utf-8") as file: file.write("# one more line\n")
+    assert len(verify_data(embedded)) == 1 and data.relist_data(embedded) == ["glossary.yml"] and verify_data(embedded) == []
+    changed = [new for old, new in zip(before, readme.read_text(encoding="utf-8").splitlines(), strict=True) if old != new]
+    assert len(changed) == 1 and changed[0].startswith("| `glossary.yml` |")
+    (embedded / "glossary.yml").unlink()
+    with pytest.raises(FileNotFoundError): data.relist_data(embedded)
+
+
 def test_verify_data_names_each_problem(embedded):
     assert verify_data(embedded) == []
     content = bytearray((embedded / "mnist" / "images.npy.xz").read_bytes())
