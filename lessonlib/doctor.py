@@ -668,7 +668,7 @@ def _requirements() -> list[tuple[str, str, str]]:  # package, allowed versions,
         lines = importlib.metadata.requires("lessonlib") or []
     except importlib.metadata.PackageNotFoundError as problem:
         raise _NotPossible("lessonlib is not installed here, so its list of packages cannot be read.") from problem
-    parts = [re.fullmatch(r"([\w.-]+)([^;]*)(?:;.*extra\s*==\s*['\"](\w+)['\"])?.*", line) for line in lines]
+    parts = [re.fullmatch(r"([\w.-]+)(?:\[[^\]]*\])?([^;]*)(?:;.*extra\s*==\s*['\"](\w+)['\"])?.*", line) for line in lines]
     return [(part[1], part[2].strip(), part[3] or "") for part in parts if part]
 
 
@@ -698,9 +698,11 @@ def _packages() -> Finding:
 @_check("optional packages")
 def _optional_packages() -> Finding:
     optional = [item for item in _requirements() if item[2] not in ("", "dev")]
-    unmet = _unmet(optional)
-    if not unmet: return Finding("ok", f"all {len(optional)} are there")
-    return Finding("skip", ", ".join(unmet), advice='Needed only for some parts: pip install "lessonlib[course]"')
+    unmet = {extra: _unmet([item for item in optional if item[2] == extra]) for extra in dict.fromkeys(item[2] for item in optional)}
+    extras = [extra for extra in unmet if unmet[extra]]
+    if not extras: return Finding("ok", f"all {len(optional)} are there")
+    missing = ", ".join(name for extra in extras for name in unmet[extra])
+    return Finding("skip", missing, advice=f'Needed only for some parts: pip install "lessonlib[{",".join(extras)}]"')
 
 
 @_check("embedded data")

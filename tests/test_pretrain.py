@@ -468,11 +468,11 @@ def test_file_for_200_classes_is_small(tiny, tmp_path):
 def test_card_says_what_it_must(tmp_path, trained, written):
     path, measured, learn = written
     about, rows = read_log(trained[0] / "log.jsonl")
-    about = {**about, "recipe": {**about["recipe"], "start": "/some/where/resnet18_tiny_imagenet_8epochs.safetensors"}}
+    about = {**about, "recipe": {**about["recipe"], "start": "/some/where/resnet18_tiny_imagenet_20epochs.safetensors"}}
     text = write_card(tmp_path / "card.md", (about, rows), measured, learn.dls.vocab, "THE COMMAND").read_text()
     for words in (measured["sha256"], f"**{measured['accuracy']:.4f}**", f"**{measured['top5']:.4f}**", "THE COMMAND", "research", "2 epochs",
                   "Cats among the classes: Egyptian cat.", "Dogs among the classes: none.", "18 training and 12 validation images",
-                  "used a part of it", "must not be used", "0.397", "lr 0.01"):
+                  "used a part of it", "must not be used", "0.4392", "lr 0.01"):
         assert words in text, words
     assert "/some/where" not in text and "{" not in text
     plain = write_card(tmp_path / "card.md", read_log(trained[0] / "log.jsonl"), measured, learn.dls.vocab, "x").read_text()

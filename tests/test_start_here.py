@@ -126,12 +126,6 @@ def test_guesses_and_sliders():
     assert source.count("guess(") >= 4 and source.count("Explorer(") >= 3 and source.count("published_here(") == 1
 
 
-def test_going_deeper_is_last():
-    headings = re.findall(r"^## (.*)$", PROSE, flags=re.MULTILINE)
-    deeper = [heading.startswith("Going deeper") for heading in headings]
-    assert any(deeper) and deeper == sorted(deeper)
-
-
 def test_cells_are_short():
     for cell in CODE:
         lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
