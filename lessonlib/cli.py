@@ -215,6 +215,7 @@ def run_course(
     held = {path: saved_record(path, root, build) if reuse else None for path in paths}
     todo = [path for path in paths if held[path] is None]
     cells = sum(_code_cells(path) for path in todo)
+    jobs = max(1, min(jobs, len(todo)))  # one notebook alone has all the cores
     with tqdm(total=cells, unit="cell", disable=not todo) as bar, ThreadPoolExecutor(jobs) as pool:
         def run(path):
             bar.set_postfix_str(Path(path).stem)

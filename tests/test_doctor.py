@@ -128,12 +128,12 @@ def test_preflight_names_damaged_data(monkeypatch):
 
 
 def test_preflight_tells_needed_from_optional_packages(monkeypatch):
-    wanted = ["torch<3,>=2", "surely-missing>=1", 'never-heard-of>1; extra == "course"', 'for-developers; extra == "dev"', "torch<1"]
+    wanted = ["torch<3,>=2", "surely-missing>=1", 'never-heard-of>1; extra == "course"', 'torch[some]<4,>=2; extra == "other"', 'for-developers; extra == "dev"', "torch<1"]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: wanted)
     findings = doctor().findings
     assert findings["packages"].status == "fail" and "surely-missing is missing" in findings["packages"].value
     assert "needs <1" in findings["packages"].value and findings["optional packages"].status == "skip"
-    assert findings["optional packages"].value == "never-heard-of is missing"
+    assert findings["optional packages"].value == "never-heard-of is missing" and "lessonlib[course]" in findings["optional packages"].advice
 
 
 def test_import_is_light():
