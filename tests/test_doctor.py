@@ -128,7 +128,8 @@ def test_preflight_names_damaged_data(monkeypatch):
 
 
 def test_preflight_tells_needed_from_optional_packages(monkeypatch):
-    wanted = ["torch<3,>=2", "surely-missing>=1", 'never-heard-of>1; extra == "course"', 'torch[some]<4,>=2; extra == "other"', 'for-developers; extra == "dev"', "torch<1"]
+    wanted = ["torch<3,>=2", "surely-missing>=1", 'never-heard-of>1; extra == "course"', 'torch[some]<4,>=2; extra == "other"',
+              'for-developers; extra == "dev"', "torch<1"]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: wanted)
     findings = doctor().findings
     assert findings["packages"].status == "fail" and "surely-missing is missing" in findings["packages"].value
