@@ -19,6 +19,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python bench/training.py
 	$(BIN)/python bench/images.py
 	$(BIN)/python bench/imports.py
+	$(BIN)/python bench/cleaner.py
 
 # For developers: notebooks to package, with the notebooks' noise removed.
 export: $(VENV)/.installed

@@ -437,6 +437,8 @@ def _write_events(path, events) -> None:
             writer = csv.DictWriter(stream, _COLUMNS)
             writer.writeheader()
             writer.writerows({**event, "response": _to_json(event["response"]), "detail": _to_json(event["detail"])} for event in events)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(part, path)
 
 
