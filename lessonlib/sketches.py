@@ -15,6 +15,7 @@ import difflib
 import io
 import math
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache, lru_cache, partial
@@ -1182,7 +1183,7 @@ def contact_sheet(
         small = image.copy()
         small.thumbnail((cell - 4, cell - 4), Image.Resampling.BOX)
         y, x = divmod(index, columns)
-        sheet.paste(small, (x*cell + (cell - small.width)//2, y*cell + (cell - small.height)//2))
+        sheet.paste(small, (x*cell + (cell - small.width)//2, y*cell + (cell - small.height)//2), small if small.mode == "RGBA" else None)
     return sheet
 
 # %% ../nbs/lib/sketches.ipynb #e841336c
@@ -1357,7 +1358,7 @@ def write_dirty_pet_sketches(
         csv.writer(table, lineterminator="\n").writerows([("name", "flaw", "detail"), *((name, *flawed[name]) for name in sorted(flawed))])
     return folder
 
-# %% ../nbs/lib/sketches.ipynb #9a254ecf
+# %% ../nbs/lib/sketches.ipynb #4ecc41ac
 _NAMED = {
     "white": (244, 242, 236), "gold": (240, 184, 48), "red": (200, 40, 48), "maroon": (118, 28, 44), "orange": (238, 122, 36), "navy": (28, 44, 92),
     "blue": (38, 92, 180), "sky": (122, 188, 228), "teal": (22, 128, 128), "green": (30, 116, 66), "lime": (150, 196, 62), "purple": (92, 50, 132),
@@ -1376,7 +1377,7 @@ _SHIELDS = {  # the right half, from top to bottom; a point given twice is a cor
     "hexagon": [(0, -1.06), (0, -1.06), (.46, -.8), (.92, -.54), (.92, -.54), (.92, 0), (.92, .54), (.92, .54), (.46, .8), (0, 1.06), (0, 1.06)],
 }
 
-# %% ../nbs/lib/sketches.ipynb #ffd2739e
+# %% ../nbs/lib/sketches.ipynb #4d6212e4
 def _cornered(points: Sequence, steps: int = 6) -> np.ndarray:
     "As `_curve`, with a corner at each point that is given twice."
     points = np.asarray(points, float)
@@ -1396,7 +1397,7 @@ def _band(x0: float, y0: float, x1: float, y1: float, width: float) -> np.ndarra
     side = along[::-1]*(-1, 1)/np.hypot(*along)*width/2
     return np.array([(x0, y0) + side, (x1, y1) + side, (x1, y1) - side, (x0, y0) - side])
 
-# %% ../nbs/lib/sketches.ipynb #8c457a01
+# %% ../nbs/lib/sketches.ipynb #0190b0ac
 _DIVISIONS = {  # the areas that have the second colour
     "plain": [],
     "halves": [[(0, -2), (2, -2), (2, 2), (0, 2)]],
@@ -1416,7 +1417,7 @@ _DIVISIONS = {  # the areas that have the second colour
     "diagonal": [[(-2, -2), (2, -2), (2, 2)]],
 }
 
-# %% ../nbs/lib/sketches.ipynb #0b23139f
+# %% ../nbs/lib/sketches.ipynb #e88c55fe
 # Each part: how it is drawn, with which ink, its points. "outline": smooth; "polygon": straight sides; "half" and "corners": the right half of one
 # and of the other; "both" and "both corners": one and its mirror image. A "tube" has points of x, y, half its width; a "disc" x, y, rx, ry.
 # What is "turned" is a polygon and an angle.
@@ -1618,7 +1619,7 @@ _EMBLEMS = {
     ],
 }
 
-# %% ../nbs/lib/sketches.ipynb #1d911200
+# %% ../nbs/lib/sketches.ipynb #df65c849
 def _part(c: Canvas, how: str, colour: Colour, points) -> None:
     "One part of an emblem."
     if how == "turned":
@@ -1636,7 +1637,7 @@ def _part(c: Canvas, how: str, colour: Colour, points) -> None:
         else:
             frame.fill(_cornered(points) if how in ("both", "outline") else points, colour)
 
-# %% ../nbs/lib/sketches.ipynb #e5d16d3b
+# %% ../nbs/lib/sketches.ipynb #8e5b3a65
 @dataclass(frozen=True)
 class Crest:
     "What is laid down about a club's crest. Its colours are names in `_NAMED`."
@@ -1673,7 +1674,7 @@ CRESTS = {
     "windy_peaks": Crest("swiss", "chief", ("lime", "sky"), "peaks", ("teal", "white"), "navy"),
 }
 
-# %% ../nbs/lib/sketches.ipynb #fc6b6bc5
+# %% ../nbs/lib/sketches.ipynb #290749e0
 @dataclass(frozen=True)
 class _Artist:
     "What differs when the same crest is drawn anew. The first drawing has these values."
@@ -1699,7 +1700,7 @@ def _artist(club: str, drawing: int, seed: int) -> _Artist:
                    rng.uniform(-.08, .08), rng.uniform(.01, .03), rng.uniform(.88, 1.08), (math.sin(angle), math.cos(angle)),
                    rng.choice([("main", "light", "dark"), ("light", "dark", "main"), ("dark", "main", "light")]))
 
-# %% ../nbs/lib/sketches.ipynb #c8156bbc
+# %% ../nbs/lib/sketches.ipynb #5f8615e8
 def _emblem(c: Canvas, crest: Crest, artist: _Artist, rng: random.Random) -> None:
     "Draws the emblem into a frame whose unit is half its size."
     main = _NAMED[crest.ink[0]]
@@ -1711,7 +1712,7 @@ def _emblem(c: Canvas, crest: Crest, artist: _Artist, rng: random.Random) -> Non
             points = [(*moved[tuple(point[:2])], *point[2:]) for point in points]
         _part(c, how, inks[ink], points)
 
-# %% ../nbs/lib/sketches.ipynb #e7330759
+# %% ../nbs/lib/sketches.ipynb #c24dd861
 def _even(path: np.ndarray, step: float) -> np.ndarray:
     "Points along the closed path, `step` apart."
     path = np.concatenate([path, path[:1]])
@@ -1750,7 +1751,7 @@ def _enamel(
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     return (1 + .016*(right*lamp[0] + down*lamp[1]) - .1*(x*lamp[0] + y*lamp[1])).clip(.6, 1.35)
 
-# %% ../nbs/lib/sketches.ipynb #ca8e4d1d
+# %% ../nbs/lib/sketches.ipynb #6a1e9c33
 _CREST_SIDE = 140  # pixels
 _MIDDLE = 140, 138, 120  # where the shield's middle is in a design, and half its width
 _DARK, _BRIGHT = (26, 24, 34), (244, 240, 230)
@@ -1800,10 +1801,10 @@ def _ribbon(c: Canvas, colour: Colour) -> None:
     for margin, ink in ((.03, _DARK), (0, colour)):
         c.fill(np.concatenate([top - (0, margin), (top + (0, .28 + margin))[::-1]])*(1 - .025*(not margin), 1), ink)
 
-# %% ../nbs/lib/sketches.ipynb #17310356
-@lru_cache(64)  # 314 kB each
-def _design(club: str, drawing: int, seed: int):
-    "The crest, twice as large as its pictures: an image of Pillow, its colours multiplied by how opaque they are (mode RGBa)."
+# %% ../nbs/lib/sketches.ipynb #dc7616d0
+@lru_cache(64)  # 400 kB each
+def _design(club: str, drawing: int, seed: int) -> tuple:
+    "The crest twice as large as its pictures, and as large: images of Pillow, colours multiplied by how opaque they are (mode RGBa)."
     from PIL import Image
 
     crest, artist, rng, canvas = CRESTS[club], _artist(club, drawing, seed), random.Random(f"{seed} {club} emblem {drawing}"), _blank()
@@ -1819,9 +1820,10 @@ def _design(club: str, drawing: int, seed: int):
     colour, drawn = canvas.layers()
     lit = np.minimum(colour[..., :3]*_enamel(colour[..., 3], artist.lamp)[..., None], drawn[..., None])
     content = np.dstack([lit, drawn]).astype(np.uint8).tobytes()
-    return Image.frombytes("RGBa", (2*_CREST_SIDE, 2*_CREST_SIDE), content)
+    large = Image.frombytes("RGBa", (2*_CREST_SIDE, 2*_CREST_SIDE), content)
+    return large, large.reduce(2)
 
-# %% ../nbs/lib/sketches.ipynb #fc66c8ef
+# %% ../nbs/lib/sketches.ipynb #2c838316
 @dataclass(frozen=True)
 class CrestChange:
     "How a picture of a crest differs from the design. ValueError for strengths that leave nothing to see."
@@ -1861,25 +1863,52 @@ def crest_change(
                  rng.uniform(-.3, .3), rng.choice([0, rng.uniform(.3, 1.6)]), rng.choice([0, 0, rng.uniform(2, 12)]), rng.uniform(.55, 1.3)]
     return CrestChange(*(round(strength, 3) for strength in strengths))
 
-# %% ../nbs/lib/sketches.ipynb #954bfa38
-def _projection(change: CrestChange) -> np.ndarray:
-    "(3, 3): from a pixel (x, y, 1) of the picture to one of the design, which is twice as large; up to a factor."
-    half, kept, angle = _CREST_SIDE/2, 1 - change.crop, math.radians(change.angle)
+# %% ../nbs/lib/sketches.ipynb #84690e69
+def _projection(
+    change: CrestChange,
+    side: int,  # of the design, in pixels
+) -> np.ndarray:  # (3, 3)
+    "From a pixel (x, y, 1) of the picture to the place in the design that it shows, up to a factor."
+    near, far, kept, angle = 2/_CREST_SIDE, side/2, 1 - change.crop, math.radians(change.angle)
     cos, sin = change.scale*math.cos(angle), change.scale*math.sin(angle)
-    to_unit = np.array([[1/half, 0, -1], [0, 1/half, -1], [0, 0, 1]])  # pixels to -1 ... 1
+    to_unit = np.array([[near, 0, -1], [0, near, -1], [0, 0, 1]])  # pixels to -1 ... 1
     window = np.array([[kept, 0, change.crop*(2*change.left - 1)], [0, kept, change.crop*(2*change.top - 1)], [0, 0, 1]])
     placed = np.array([[cos, -sin, 0], [sin, cos, 0], [change.tilt_x, change.tilt_y, 1]])  # the last row makes what is farther smaller
-    to_design = np.array([[2*half, 0, 2*half], [0, 2*half, 2*half], [0, 0, 1]])
+    to_design = np.array([[far, 0, far], [0, far, far], [0, 0, 1]])
     return to_design @ np.linalg.inv(placed) @ window @ to_unit
 
-# %% ../nbs/lib/sketches.ipynb #274300fc
+
+def _moved(design: tuple, change: CrestChange):
+    "The design turned, scaled, cropped and seen at an angle: an RGBA image of Pillow, 140 x 140."
+    from PIL import Image, ImageFilter
+
+    source = design[(1 - change.crop)/change.scale > .8]  # the smaller one where the larger would have to shrink a lot: pixels would be skipped
+    matrix = _projection(change, source.width)
+    size, numbers = (_CREST_SIDE, _CREST_SIDE), (matrix/matrix[2, 2]).ravel()[:8].tolist()
+    image = source.transform(size, Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BILINEAR)
+    return (image.filter(ImageFilter.BoxBlur(change.blur)) if change.blur else image).convert("RGBA")
+
+
+def _lit(image, change: CrestChange, rng: random.Random):
+    "The RGBA image darker or brighter, and with noise. It stays black where nothing is to be seen."
+    from PIL import Image
+
+    if not change.noise:
+        return image.point([min(255, round(shade*change.brightness)) for shade in range(256)]*3 + list(range(256)))
+    pixels = np.array(image)
+    noise = np.dstack([_piece(_grain()[0], image.size, rng) for _ in range(3)])
+    colour = pixels[..., :3]*np.float32(change.brightness) + noise*np.float32(change.noise)
+    pixels[..., :3] = colour.clip(0, 255)*(pixels[..., 3:] > 0)
+    return Image.fromarray(pixels)
+
+# %% ../nbs/lib/sketches.ipynb #8f8a5c93
 def draw_crest(
     club: str,  # one of `CRESTS`
     drawing: int = 0,  # 0: the club's own; 1, 2, ...: the same crest, drawn anew by other artists
     seed: int = 42,  # for drawings other than 0
 ):  # -> PIL.Image.Image, RGBA, 140 x 140
     "Draws a club's crest. What is outside of it is transparent. ValueError for an unknown club."
-    return _design(_known_club(club), drawing, seed).reduce(2).convert("RGBA")
+    return _design(_known_club(club), drawing, seed)[1].convert("RGBA")
 
 
 def draw_crest_variant(
@@ -1893,31 +1922,18 @@ def draw_crest_variant(
 
     The same arguments give the same picture. ValueError for an unknown club or an impossible strength, TypeError for an unknown one.
     """
-    from PIL import Image, ImageFilter
-
     names = [field.name for field in fields(CrestChange)]
     if not set(instead) <= set(names):
         raise TypeError(f"draw_crest_variant: no strength is called {', '.join(set(instead) - set(names))}, expected some of {', '.join(names)}")
     change = replace(crest_change(club, number, drawing, seed), **instead)
-    matrix, rng = _projection(change), random.Random(f"{seed} {club} {drawing} {number} noise")
-    numbers = (matrix/matrix[2, 2]).ravel()[:8].tolist()
-    size = _CREST_SIDE, _CREST_SIDE
-    image = _design(club, drawing, seed).transform(size, Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BICUBIC)
-    if change.blur:
-        image = image.filter(ImageFilter.GaussianBlur(change.blur))
-    pixels = np.array(image.convert("RGBA"))
-    colour = pixels[..., :3]*np.float32(change.brightness)
-    if change.noise:
-        colour += np.dstack([_piece(_grain()[0], size, rng) for _ in range(3)])*np.float32(change.noise)
-    pixels[..., :3] = colour.clip(0, 255)*(pixels[..., 3:] > 0)  # black where nothing is to be seen
-    return Image.fromarray(pixels)
+    return _lit(_moved(_design(club, drawing, seed), change), change, random.Random(f"{seed} {club} {drawing} {number} noise"))
 
-# %% ../nbs/lib/sketches.ipynb #486663dc
+# %% ../nbs/lib/sketches.ipynb #df83a35c
 def _write_variant(folder: Path, seed: int, which: tuple[str, int]) -> tuple:
     "Draws one picture into its file; the row of `variants.csv`."
     club, number = which
     name = f"{club}/{club}_{number:04}.png"
-    draw_crest_variant(club, number, seed=seed).save(folder/name, compress_level=1)  # 6, the usual, takes longer and saves little
+    draw_crest_variant(club, number, seed=seed).save(folder/name, compress_level=1, compress_type=zlib.Z_RLE)  # twice as fast as the usual way
     return name, club, *astuple(crest_change(club, number, seed=seed))
 
 
