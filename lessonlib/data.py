@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import math
 import os
 import pickle
 import re
@@ -30,7 +31,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -274,6 +275,16 @@ def _build_sketches(
 
     (write_dirty_pet_sketches if dirty else write_pet_sketches)(folder)
 
+
+def _build_crests(
+    folder: Path,
+    clubs: Sequence[str] | None = None,  # default: all twenty
+) -> None:
+    "Draws `CLUB/CLUB_0001.png` to `CLUB/CLUB_1000.png` and writes `variants.csv`."
+    from lessonlib.sketches import write_crests
+
+    write_crests(folder, clubs)
+
 # %% ../nbs/lib/data.ipynb #b7e3bcd3
 _PETS_ARCHIVES = [(f"https://www.robots.ox.ac.uk/~vgg/data/pets/data/{name}.tar.gz", known_hash) for name, known_hash in [
     ("images", "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),
@@ -322,6 +333,7 @@ _DATA_SETS = {record.name: record for record in [
     _DataSet("mnist", 10, 70_000, 290, "CC BY-SA 3.0", _MNIST_SOURCE, True, _build_mnist),
     _DataSet("pet_sketches", 12, 1200, 10, "MIT", _DRAWN, True, _build_sketches),
     _DataSet("pet_sketches_dirty", 12, 1248, 10, "MIT", _DRAWN, True, partial(_build_sketches, dirty=True)),
+    _DataSet("crests", 20, 20_000, 640, "MIT", _DRAWN, True, _build_crests),
     _DataSet("pets", 37, 7390, 1700, "CC BY-SA 4.0", _PETS_SOURCE, False, partial(_build_from_archives, archives=_PETS_ARCHIVES)),
 ]}
 
@@ -399,9 +411,29 @@ def _home(root: str | os.PathLike | None) -> Path:
     return Path(root).expanduser().absolute()
 
 
+def _crest_selection(clubs: Iterable[str]) -> _DataSet:
+    "The record of the crests of some clubs. Its name, which is its folder's too, says which: so selections do not mix."
+    from lessonlib.sketches import CRESTS, _known_club
+
+    if isinstance(clubs, str) or not isinstance(clubs, Iterable):
+        raise TypeError(f"get_data: clubs={clubs!r}, expected a list of names, as in clubs=['harbour_lions', 'hilltop_falcons']")
+    chosen = sorted({_known_club(club) for club in clubs})
+    if not chosen:
+        raise ValueError("get_data: clubs is empty, expected at least one name; leave it out for all clubs")
+    whole = _DATA_SETS["crests"]
+    if len(chosen) == len(CRESTS):
+        return whole
+    name, share = "-".join(["crests", *chosen]), len(chosen)/len(CRESTS)
+    if len(name) > 80:  # some systems do not take long names
+        name = f"crests-{len(chosen)}-clubs-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    return replace(whole, name=name, classes=len(chosen), images=round(whole.images*share), mb=math.ceil(whole.mb*share),
+                   build=partial(_build_crests, clubs=chosen))
+
+
 def get_data(
     name: str,  # one of `datasets().name`
     root: str | os.PathLike | None = None,  # default: `$LESSONLIB_HOME`, else the user's cache folder
+    clubs: Iterable[str] | None = None,  # of `crests` only these, names in `lessonlib.sketches.CRESTS`; default: all twenty
 ) -> Path:  # the data set's folder
     """The folder of a data set, made at the first call and only looked up later.
 
@@ -409,16 +441,21 @@ def get_data(
     `pet_sketches` and `pets`: `images/BREED_NUMBER.jpg`, the breed with a capital letter for a cat (`is_cat`). The first are drawings, made in
     about ten seconds; the second are photographs, an 800 MB download, and come with `annotations/`.
     `pet_sketches_dirty`: the drawings with known flaws, listed in `answer_key.csv` (name, flaw, detail).
+    `crests`: `CLUB/CLUB_0001.png` and so on, drawn, RGBA, 140 x 140 pixels, 1,000 a club, and `variants.csv`, which says how each was changed. With
+    `clubs` these only, in a folder of their own: a few seconds for two, a minute or two for all.
 
-    To have the files anew, delete the folder and call again. ValueError for an unknown name or a damaged download; OSError where the disk is full
-    or read-only; ConnectionError without a network, where one is needed.
+    To have the files anew, delete the folder and call again. ValueError for an unknown name or club, or for a damaged download; OSError where the
+    disk is full or read-only; ConnectionError without a network, where one is needed.
     """
     if name not in _DATA_SETS:
         nearest = difflib.get_close_matches(str(name), _DATA_SETS, n=1, cutoff=0)[0]
         raise ValueError(f"unknown data set {name!r}: did you mean {nearest!r}? Known: {', '.join(_DATA_SETS)}")
-    target = _home(root)/name
+    if clubs is not None and name != "crests":
+        raise ValueError(f"get_data: clubs={clubs!r} goes with 'crests', and {name!r} has no clubs: leave it out")
+    record = _DATA_SETS[name] if clubs is None else _crest_selection(clubs)
+    target = _home(root)/record.name
     if not (target/_MARKER).is_file():
-        _materialise(_DATA_SETS[name], target)
+        _materialise(record, target)
     return target
 
 # %% ../nbs/lib/data.ipynb #c13b5e24
