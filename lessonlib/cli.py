@@ -573,9 +573,7 @@ def _add_own(commands) -> None:
     app.set_defaults(call=_app)
 
 # %% ../nbs/lib/cli.ipynb #7706d9c9
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lessonlib", description="Run the course, open it, look after its data.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+def _add_course(commands) -> None:
     run = commands.add_parser("run", help="execute the lessons, write pages to _build/, end with a scoreboard")
     run.add_argument("notebooks", nargs="*", help="notebooks to run (default: every lesson)")
     run.add_argument("--all", action="store_true", help="also the notebooks in nbs/lib/")
@@ -591,9 +589,12 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--relist", action="store_true", help="after an edit: write sizes and hashes into the table of data/README.md")
     data.add_argument("--rebuild", choices=["mnist"], help="make an embedded file anew from its source")
     data.set_defaults(call=_data)
-    _add_own(commands)
-    _add_progress(commands)
-    _add_teaching(commands)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lessonlib", description="Run the course, open it, look after its data.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+    for add in (_add_course, _add_own, _add_progress, _add_teaching): add(commands)
     return parser
 
 # %% ../nbs/lib/cli.ipynb #63744cce
