@@ -27,6 +27,7 @@ CONTRACT = {
     "interpret": "Interpretation",
     "cleaner": "CleaningPlan ImageCleaner",
     "pretrain": "pretrain Recipe read_tiny_imagenet",
+    "sketches": "PET_BREEDS draw_pet contact_sheet CRESTS CrestChange crest_change draw_crest draw_crest_variant write_crests",
     "doctor": "doctor",
     "progress": "Progress store progress plot_progress calibration due class_report",
     "questions": "Question Feedback mark lint lint_glossary glossary questionnaire_template stripped",
