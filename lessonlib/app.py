@@ -371,7 +371,7 @@ class UploadWidget:
 
     def _shown(self) -> dict:
         history = self.predictor.history
-        return {"html": _answers_html(history[::-1]) if history else "",  # the last one first "words": history[-1].text if history else "",
+        return {"html": _answers_html(history[::-1]) if history else "", "words": history[-1].text if history else "",
                 "wrong": bool(history and history[-1].problem)}
 
     def _chosen(self, change: dict) -> None:
