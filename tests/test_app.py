@@ -82,7 +82,8 @@ def test_pictures_of_every_kind(predictor):
     drawn = draw_pet("beagle", 30)
     deep = Image.fromarray(np.asarray(drawn.convert("L")).astype(np.uint16) * 256)
     kinds = {"grey": content_of(drawn.convert("L")), "16 bits": content_of(deep), "palette": content_of(drawn.convert("P")),
-             "two colours": content_of(drawn.convert("1")), "transparent": content_of(drawn.convert("RGBA")), "CMYK": content_of(drawn.convert("CMYK"), "JPEG"),
+             "two colours": content_of(drawn.convert("1")), "transparent": content_of(drawn.convert("RGBA")),
+             "CMYK": content_of(drawn.convert("CMYK"), "JPEG"),
              "WebP": content_of(drawn, "WEBP"), "GIF": content_of(drawn, "GIF"),
              "one pixel": content_of(Image.new("RGB", (1, 1))), "long": content_of(Image.new("RGB", (4000, 1)))}
     assert {name: predictor.predict(content, name).problem for name, content in kinds.items()} == dict.fromkeys(kinds, "")
