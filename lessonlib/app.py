@@ -305,6 +305,7 @@ function render({model, el}) {
     if (!message.answered) return;
     waiting = Math.max(0, waiting - 1);
     wait();
+    if (waiting === 0) show();  // also when the answer is the same as before, which is no change
   });
   model.on("change", show);
   show();

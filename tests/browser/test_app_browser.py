@@ -200,6 +200,9 @@ def test_button_drop_paste_and_keyboard(lab, widget, files):
     assert "over" in area.get_attribute("class")
     send(area, "drop", files / "beagle_02.jpg")
     assert "%" in answered(widget, "beagle_02.jpg").inner_text() and "over" not in area.get_attribute("class").split()
+    send(area, "drop", files / "beagle_02.jpg")  # the same once more: the same answer, and the area does not wait for another
+    widget.page.wait_for_function("(node) => node.querySelectorAll('.answer').length === 4", arg=widget.element_handle())
+    widget.locator(".status", has_text="beagle_02.jpg: ").wait_for()
     area.click()
     send(area, "paste", files / "<b>cat & co.jpg")
     assert "cat & co.jpg" in answered(widget, "cat & co.jpg").inner_text()
