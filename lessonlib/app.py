@@ -209,9 +209,9 @@ def _card(answer: Answer, most: int = 5) -> str:
 
 
 def _answers_html(answers, most: int = 24) -> str:
-    "Answers as HTML, the last one first."
-    shown = list(answers)[::-1]
-    more = f"<div>and {len(shown) - most} earlier ones</div>" if shown[most:] else ""
+    "Answers as HTML, in the order given."
+    shown = list(answers)
+    more = f"<div>and {len(shown) - most} more</div>" if shown[most:] else ""
     return f'<div role="list" aria-label="answers" style="max-width: 640px;">{"".join(map(_card, shown[:most]))}{more}</div>'
 
 # %% ../nbs/lib/app.ipynb #49d037f1
@@ -371,7 +371,7 @@ class UploadWidget:
 
     def _shown(self) -> dict:
         history = self.predictor.history
-        return {"html": _answers_html(history) if history else "", "words": history[-1].text if history else "",
+        return {"html": _answers_html(history[::-1]) if history else "",  # the last one first "words": history[-1].text if history else "",
                 "wrong": bool(history and history[-1].problem)}
 
     def _chosen(self, change: dict) -> None:
@@ -390,9 +390,9 @@ class UploadWidget:
             finally: self.view.send({"answered": True})
 
     def _bundle(self) -> dict:
-        words = [answer.text for answer in self.predictor.history[:-6:-1]] or ["No picture yet."]
-        return {"text/html": _answers_html(self.predictor.history, 5) if self.predictor.history else "<p>No picture yet.</p>",
-                "text/plain": "\n".join(words)}
+        last = self.predictor.history[:-6:-1]
+        return {"text/html": _answers_html(last) if last else "<p>No picture yet.</p>",
+                "text/plain": "\n".join(answer.text for answer in last) or "No picture yet."}
 
     def _renew(self) -> None:
         for twin in self._twins: twin.update(self._bundle(), raw=True)
@@ -422,7 +422,7 @@ def _gradio():
     "The package, told not to report to anybody. ImportError that says what to install."
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import
     try: import gradio
-    except ImportError as error: raise ImportError(f'the page needs gradio ({error}): pip install "lessonlib[app]"') from error
+    except ImportError as error: raise ImportError('the page needs the package gradio: pip install "lessonlib[app]"') from error
     return gradio
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['data_manifest', 'verify_data', 'relist_data', 'rebuild_mnist', 'datasets', 'get_data', 'download', 'extract_archive',
-           'image_files', 'load_images', 'verify_images', 'resize_images', 'parent_label', 'is_cat', 'RegexLabeller',
-           'random_split', 'Batches', 'DataLoaders']
+           'image_files', 'load_images', 'verify_images', 'resize_images', 'download_images', 'search_images',
+           'parent_label', 'is_cat', 'RegexLabeller', 'random_split', 'Batches', 'DataLoaders']
 
 # %% ../nbs/lib/data.ipynb #49b847ce
 import csv
@@ -25,11 +25,12 @@ import sys
 import tarfile
 import tempfile
 import threading
+import time
 import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
@@ -766,6 +767,215 @@ def _resize(max_size: int, pair: tuple[Path, Path]) -> Path:
         raise OSError(f"{path} cannot be resized ({problem}): verify_images(files) finds unreadable files") from problem
     target.parent.mkdir(parents=True, exist_ok=True)
     return _write_atomically(target, content)
+
+# %% ../nbs/lib/data.ipynb #f994ade3
+_MOST_BYTES = 20 * 2**20  # of an image from the network
+
+
+class _NotFetchedError(Exception):
+    "Why there is nothing from an address; `final` when to try again would not help."
+    def __init__(self, reason: str, final: bool):
+        super().__init__(reason)
+        self.final = final
+
+
+def _in_time(function: Callable, seconds: float, cancelled: threading.Event | None = None):
+    "What the function returns. TimeoutError when it takes longer or is cancelled: its thread is then left to itself, and does not keep Python alive."
+    outcome, end = Future(), time.monotonic() + seconds
+
+    def work() -> None:
+        try: outcome.set_result(function())
+        except BaseException as problem: outcome.set_exception(problem)
+
+    threading.Thread(target=work, daemon=True).start()
+    while not wait([outcome], min(0.2, max(0, end - time.monotonic()))).done:
+        if time.monotonic() >= end or (cancelled and cancelled.is_set()): raise TimeoutError
+    return outcome.result()
+
+
+def _web_client(url: str):
+    "A session of requests that sends no cookies and no passwords (it would take them out of a `.netrc`), through the user's proxy if there is one."
+    from http.cookiejar import DefaultCookiePolicy
+
+    import requests
+
+    client = requests.Session()
+    client.trust_env, client.max_redirects, client.proxies = False, 5, requests.utils.get_environ_proxies(url)
+    client.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    client.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    client.headers.update({"User-Agent": "lessonlib", "Accept": "image/*,*/*;q=0.8", "Accept-Encoding": "identity"})
+    return client
+
+
+def _body(url: str, max_bytes: int, timeout: float, given_up: threading.Event) -> tuple[bytes, str]:
+    "Content and kind of what is at an address."
+    with _web_client(url) as client, client.get(url, timeout=timeout, stream=True) as reply:
+        if 400 <= reply.status_code < 500: raise _NotFetchedError(f"the server answers {reply.status_code} {reply.reason}", final=True)
+        reply.raise_for_status()
+        content = bytearray()
+        for part in reply.iter_content(2**14):
+            content += part
+            if len(content) > max_bytes: raise _NotFetchedError(f"it is larger than {max_bytes / 2**20:.3g} MB", final=True)
+            if given_up.is_set(): break
+        return bytes(content), reply.headers.get("Content-Type", "an unknown kind")
+
+
+def _fetch(
+    url: str,  # http or https
+    max_bytes: int = _MOST_BYTES,
+    timeout: float = 20,  # seconds of silence
+    seconds: float = 60,  # in all
+    cancelled: threading.Event | None = None,  # ends it early
+) -> tuple[bytes, str]:  # content, and what the server says that it is
+    "What is at an address. `_NotFetchedError` says why there is nothing."
+    from requests import RequestException
+
+    given_up = threading.Event()
+    try: return _in_time(partial(_body, url, max_bytes, timeout, given_up), seconds, cancelled)
+    except TimeoutError: raise _NotFetchedError(f"it took more than {seconds:g} seconds", final=False) from None
+    except RequestException as problem:
+        if isinstance(problem, ValueError): raise _NotFetchedError(f"it is no address of an image ({problem})", final=True) from problem
+        raise _NotFetchedError(str(problem), final=False) from problem
+    finally: given_up.set()
+
+# %% ../nbs/lib/data.ipynb #d0015fb3
+_SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of the others: the format's name
+
+
+class _NoImageError(Exception):
+    "The content is no image that can be decoded."
+
+
+def _image_suffix(content: bytes) -> str:
+    "The suffix for an image file's content, whatever it was called. `_NoImageError` when it cannot be decoded."
+    try:
+        with _opened(io.BytesIO(content)) as image:
+            image.draft("L", (1, 1))  # JPEG: still reads every byte, but decodes at an eighth of the size
+            image.load()
+            return _SUFFIX_OF.get(image.format, f".{image.format.lower()}")
+    except Exception as problem: raise _NoImageError(str(problem)) from problem  # damaged files lead to errors of many kinds
+
+
+class _ImageStore:
+    "Keeps images in a folder, each once, under names made from their content. For several threads."
+    def __init__(self, folder: Path):
+        self.folder, self.lock, self.by_size = folder, threading.Lock(), {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in _SUFFIXES and path.is_file(): self.by_size.setdefault(path.stat().st_size, []).append(path)
+        self.before = {path for paths in self.by_size.values() for path in paths}
+
+    def add(self, content: bytes) -> Path:
+        "The file that has this content, written if there was none. `_NoImageError`; OSError where it cannot be written."
+        with self.lock:  # one at a time: a large picture needs much memory while it is decoded
+            same = [path for path in self.by_size.get(len(content), []) if path.read_bytes() == content]
+            if same: return same[0]
+            path = self.folder/f"{hashlib.sha256(content).hexdigest()[:16]}{_image_suffix(content)}"
+            self.by_size.setdefault(len(content), []).append(_write_atomically(path, content))
+            return path
+
+
+def _download_image(url: str, store: _ImageStore, max_mb: float, timeout: float, seconds: float, cancelled: threading.Event) -> tuple:
+    "(path, size, reason) for one address; the path is None where there is a reason."
+    try: content, kind = _fetch(url, int(max_mb * 2**20), timeout, seconds, cancelled)
+    except _NotFetchedError as problem: return None, 0, str(problem)
+    try: return store.add(content), len(content), ""
+    except _NoImageError: return None, len(content), f"it is no image that can be read: {len(content)} bytes of {kind}"
+
+# %% ../nbs/lib/data.ipynb #b3f32fae
+def download_images(
+    urls: Iterable[str],  # addresses of pictures, http or https
+    folder: str | os.PathLike,  # is made if it is not there
+    max_mb: float = 20,  # of one picture
+    timeout: float = 10,  # seconds without a byte
+    seconds: float = 60,  # for one picture, in all
+    threads: int = 8,  # how many at once
+) -> "pd.DataFrame":  # one row an address, in order: url, path, status, reason, bytes  # noqa: F821
+    """Pictures from the web into a folder, each file whole, readable and there once; the report says what failed and why.
+
+    `status` is "ok", "duplicate" (the picture was there, or came from an address further up) or "failed". A file's name is the beginning of the
+    SHA-256 of its content. To run it again adds nothing. The pictures are not yours: see `search_images` on licences. Raises `OSError` where the
+    folder cannot be written, `TypeError` for a single address.
+    """
+    import pandas as pd
+
+    if isinstance(urls, str): raise TypeError(f"download_images got the single address {urls!r}, expected a list: try [url]")
+    urls, store, cancelled = [str(url) for url in urls], _ImageStore(Path(folder)), threading.Event()
+    work = partial(_download_image, store=store, max_mb=max_mb, timeout=timeout, seconds=seconds, cancelled=cancelled)
+    different = list(dict.fromkeys(urls))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        try: done = dict(zip(different, _progress(pool.map(work, different), "downloading images", len(different))))
+        except BaseException:  # Ctrl+C too: what runs now ends at once, and nothing half-written is left
+            cancelled.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    rows, seen = [], {}
+    for url in urls: rows.append(_report_row(url, *done[url], store.before, seen))
+    report = pd.DataFrame(rows, columns=["url", "path", "status", "reason", "bytes"])
+    counts = report.status.value_counts()
+    print(", ".join(f"{counts.get(status, 0)} {words}" for status, words in _STATUS.items()))
+    return report
+
+
+_STATUS = {"ok": "pictures saved", "duplicate": "there already", "failed": "failed (see the column reason)"}
+
+
+def _report_row(url: str, path: Path | None, size: int, reason: str, before: set, seen: dict) -> tuple:
+    "What became of one address. `seen`: which file came from which address so far."
+    if path is None: return url, "", "failed", reason, size
+    first = seen.setdefault(path, url)
+    if path in before: return url, str(path), "duplicate", "the picture was in the folder before", size
+    if (path, "told") in seen: return url, str(path), "duplicate", f"the same picture as {first}", size
+    seen[path, "told"] = url
+    return url, str(path), "ok", "", size
+
+# %% ../nbs/lib/data.ipynb #cba0f3ac
+_FOUND = ["url", "title", "page", "width", "height", "licence"]
+
+
+def _search_engine():
+    "What looks for pictures. ImportError that says what to install."
+    try: from ddgs import DDGS
+    except ImportError as problem: raise ImportError('search_images needs the package ddgs: pip install "lessonlib[search]"') from problem
+    return DDGS(timeout=10)
+
+
+def _hits(engine, query: str, count: int) -> list[dict]:
+    "What the engine finds. ConnectionError in plain words when it finds nothing because it cannot be reached."
+    try: return list(engine.images(query, max_results=count))
+    except Exception as problem:  # ddgs has one kind of error for everything, and its engines have others
+        if "no results" in str(problem).lower(): return []
+        raise ConnectionError(f"no answer to the search for {query!r} ({str(problem)[:200]}): there is no network, or the search engine wants a "
+                              "longer pause. Without a network: get_data('pet_sketches'), or a folder of your own pictures") from problem
+
+
+def search_images(
+    term: str,  # what is on the pictures
+    count: int = 100,  # how many, of all variants together
+    variants: Sequence[str] = ("",),  # words added to the term, one search each, such as ("", "photo", "in the wild")
+    pause: float = 2.0,  # seconds between two searches
+    engine=None,  # anything with `images(query, max_results=...)`; default: ddgs.DDGS()
+) -> "pd.DataFrame":  # url, title, page, width, height, licence; each address once  # noqa: F821
+    """Addresses of pictures that a search engine finds, for `download_images(found.url, folder)`.
+
+    The pictures belong to somebody, and `licence` is unknown: `page` is where to look. Keep this table beside what you make from it, and do not
+    publish pictures without a licence. Raises `ImportError` without the package ddgs, `ConnectionError` without a network.
+    """
+    import pandas as pd
+
+    if not term.strip() or count < 1: raise ValueError(f"term={term!r}, count={count}: expected something to look for, and 1 or more")
+    engine, variants, found = engine or _search_engine(), [variants] if isinstance(variants, str) else list(variants) or [""], {}
+    for place, variant in enumerate(_progress(variants, "searching")):
+        if place: time.sleep(pause)
+        try: hits = _hits(engine, f"{term} {variant}".strip(), -(-count // len(variants)))
+        except ConnectionError as problem:
+            if not found: raise
+            print(f"Stopped early: {problem}", file=sys.stderr)
+            break
+        for hit in hits: found.setdefault(hit.get("image"), hit)
+    rows = [[url, hit.get("title", ""), hit.get("url", ""), hit.get("width"), hit.get("height"), "unknown: see the page"]
+            for url, hit in found.items() if url]
+    return pd.DataFrame(rows[:count], columns=_FOUND)
 
 # %% ../nbs/lib/data.ipynb #a8ed1880
 def parent_label(path: str | os.PathLike) -> str:

@@ -82,7 +82,6 @@ import json
 import operator
 import os
 import shutil
-import time
 import unicodedata
 import warnings
 import zlib
@@ -95,7 +94,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import DataLoaders, _as_files, _as_seen, _damage_explained, _home, _locked, _opened, _progress, _thread_map, _threads
+from .data import (DataLoaders, _as_files, _as_seen, _damage_explained, _fetch, _home, _locked, _NotFetchedError, _opened, _progress,
+                            _thread_map, _threads)
 
 # %% ../nbs/lessons/08_vision.ipynb #7a309b40
 _RESIZES = ("crop", "pad", "squish")
@@ -164,32 +164,17 @@ def _read_square(
         return _square_pixels(image, size, resize)
 
 # %% ../nbs/lessons/08_vision.ipynb #aad7f5dc
-_MOST_BYTES = 20 * 2**20  # of an image from the network
-
-
-def _fetch(url: str) -> tuple[bytes, str]:  # content, and what the server says that it is
+def _content_of(url: str) -> tuple[bytes, str]:  # content, and what the server says that it is
     "What is at an address. ConnectionError without a network; ValueError for a wrong address or more than 20 MB."
-    import requests
-
-    try:
-        with requests.get(url, timeout=(10, 20), stream=True, headers={"User-Agent": "lessonlib"}) as reply:
-            if 400 <= reply.status_code < 500:
-                raise ValueError(f"{url}: the server answers {reply.status_code} {reply.reason}: expected an image; check the address in a browser")
-            reply.raise_for_status()
-            content, kind, stop = bytearray(), reply.headers.get("Content-Type", "an unknown kind"), time.monotonic() + 60
-            for part in reply.iter_content(2**16):
-                content += part
-                if len(content) > _MOST_BYTES: raise ValueError(f"{url} is larger than 20 MB: expected an image; save a smaller one and use its path")
-                if time.monotonic() > stop: raise ConnectionError(f"{url} took more than 60 seconds: save the image and use its path")
-            return bytes(content), kind
-    except requests.RequestException as problem:
-        if isinstance(problem, ValueError): raise ValueError(f"{url!r} is no address of an image ({problem}): check it in a browser") from problem
+    try: return _fetch(url)
+    except _NotFetchedError as problem:
+        if problem.final: raise ValueError(f"{url}: {problem}: expected an image; check the address in a browser") from problem
         raise ConnectionError(f"cannot download {url} ({problem}): check the network, or save the image and use its path") from problem
 
 
 def _from_url(url: str, size: int, resize: str) -> np.ndarray:
     "The image at an address as a square. ValueError if there is something else."
-    content, kind = _fetch(url)
+    content, kind = _content_of(url)
     try: return _read_square(io.BytesIO(content), size, resize)
     except OSError as problem:
         raise ValueError(f"{url} is not an image: the server sent {len(content)} bytes of {kind}; expected the address of the picture "
