@@ -843,6 +843,16 @@ def _export(learn, path) -> Path:
     return path
 
 
+def _newer_words(described) -> str:
+    "What an error adds when the file was written by a newer lessonlib than this one; else nothing."
+    versions = described.get("versions")
+    there, here = versions.get("lessonlib") if isinstance(versions, dict) else None, _versions()["lessonlib"]
+    numbers = [[int(part) for part in str(version).split(".")[:3] if part.isdigit()] for version in (there, here)]
+    newer_format = isinstance(described.get("format"), int) and described["format"] > _FORMAT
+    if not newer_format and not numbers[0] > numbers[1]: return ""
+    return f": it was written by a newer lessonlib ({there or 'its version is not told'}, here is {here}); update it, pip install --upgrade lessonlib"
+
+
 def _check_kind_of_file(path) -> None:
     "Raise `ValueError` for a pickle and for a file that was cut short; `FileNotFoundError` where there is none."
     with open(path, "rb") as file: head = file.read(9)
@@ -869,8 +879,7 @@ def _read_export(path) -> tuple[dict, dict[str, Tensor]]:
     if not isinstance(described, dict) or "architecture" not in described:
         raise ValueError(f"{path} has tensors but no description: it was not written by learn.export")
     if described.get("format") != _FORMAT:
-        raise ValueError(f"{path} has format {described.get('format')!r}, here is {_FORMAT}: it was written by {described.get('versions')}; "
-                         "update lessonlib")
+        raise ValueError(f"{path} has format {described.get('format')!r}, here is {_FORMAT}{_newer_words(described) or ': export it again'}")
     kinds = {"vocab": list, "loss": str, "item_shape": list, "item_dtype": str, "versions": dict}
     wrong = [name for name, kind in kinds.items() if described.get(name) is not None and not isinstance(described[name], kind)]
     if wrong: raise ValueError(f"{path}: its description is damaged ({wrong[0]} is {described[wrong[0]]!r}); export or copy it again")
@@ -967,7 +976,8 @@ def load_learner(
         try:
             with torch.random.fork_rng(devices=[]): model = _rebuild(described["architecture"])
         except Exception as error:  # whatever a damaged description leads to
-            raise ValueError(f"{path}: the model cannot be rebuilt ({error}); give one like it, load_learner(path, model=...)") from error
+            advice = _newer_words(described) or "; give one like it, load_learner(path, model=...)"
+            raise ValueError(f"{path}: the model cannot be rebuilt ({error}){advice}") from error
     _fill(path, model, tensors)
     learn = Learner(_NoData(described.get("vocab"), described.get("preprocessing")), model, _known_loss(described.get("loss")))
     if described.get("item_shape") is not None: learn.item_shape = tuple(described["item_shape"])
