@@ -371,7 +371,7 @@ class UploadWidget:
 
     def _shown(self) -> dict:
         history = self.predictor.history
-        return {"html": _answers_html(history[::-1]) if history else "",  # the last one first "words": history[-1].text if history else "",
+        return {"html": _answers_html(history[::-1]) if history else "", "words": history[-1].text if history else "",
                 "wrong": bool(history and history[-1].problem)}
 
     def _chosen(self, change: dict) -> None:
@@ -431,8 +431,8 @@ def build_page(
     title: str = "What is in the picture?",
 ):  # gradio.Blocks: `serve` shows it, and so does its own `launch()`
     "A page that predicts: drop, choose or paste pictures. ImportError where Gradio is missing."
+    predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor)  # first: the import below takes seconds
     gradio = _gradio()
-    predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor)
 
     def answer(paths):
         "Answers for all files, one after the other, so that the first is seen at once."

@@ -795,14 +795,17 @@ def _in_time(function: Callable, seconds: float, cancelled: threading.Event | No
 
 def _web_client(url: str):
     "A session of requests that sends no cookies and no passwords (it would take them out of a `.netrc`), through the user's proxy if there is one."
-    from http.cookiejar import DefaultCookiePolicy
-
     import requests
 
+    class Adapter(requests.adapters.HTTPAdapter):
+        def send(self, request, **options):
+            request.headers.pop("Cookie", None)  # else a redirect would take along what the first server has set
+            return super().send(request, **options)
+
     client = requests.Session()
+    for scheme in ("http://", "https://"): client.mount(scheme, Adapter())
     client.trust_env, client.max_redirects, client.proxies = False, 5, requests.utils.get_environ_proxies(url)
     client.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-    client.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     client.headers.update({"User-Agent": "lessonlib", "Accept": "image/*,*/*;q=0.8", "Accept-Encoding": "identity"})
     return client
 
@@ -835,8 +838,19 @@ def _fetch(
     except TimeoutError: raise _NotFetchedError(f"it took more than {seconds:g} seconds", final=False) from None
     except RequestException as problem:
         if isinstance(problem, ValueError): raise _NotFetchedError(f"it is no address of an image ({problem})", final=True) from problem
-        raise _NotFetchedError(str(problem), final=False) from problem
+        raise _NotFetchedError(_in_plain_words(problem, timeout), final=False) from problem
     finally: given_up.set()
+
+
+def _in_plain_words(problem: Exception, timeout: float) -> str:
+    "What went wrong on the way, for a person."
+    from requests import exceptions
+
+    if isinstance(problem, exceptions.HTTPError): return f"the server answers {problem.response.status_code} {problem.response.reason}"
+    if isinstance(problem, exceptions.ChunkedEncodingError): return "the connection broke off before the end"
+    if isinstance(problem, exceptions.TooManyRedirects): return "the server sends us round in circles, more than five redirects"
+    if isinstance(problem, exceptions.Timeout) or "Read timed out" in str(problem): return f"the server was silent for {timeout:g} seconds"
+    return f"there is no connection to the server ({problem})"
 
 # %% ../nbs/lib/data.ipynb #d0015fb3
 _SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of the others: the format's name

@@ -75,3 +75,20 @@ def photos():
         if named: pytest.fail(f"LESSONLIB_TEST_PHOTOS={named}: there is no folder cat/ in it")
         pytest.skip("no photographs here: put cat/ and dog/ in a folder and name it in LESSONLIB_TEST_PHOTOS")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pets_model(tmp_path_factory):
+    """The file of a small exported model of two drawn breeds, and beside it twelve drawings of each in Siamese/ and beagle/."""
+    from lessonlib.data import image_files, parent_label
+    from lessonlib.sketches import draw_pet
+    from lessonlib.vision import image_dataloaders, vision_learner
+
+    folder = tmp_path_factory.mktemp("pets")
+    for breed in ("Siamese", "beagle"):
+        (folder / breed).mkdir()
+        for number in range(12): draw_pet(breed, number).save(folder / breed / f"{breed}_{number}.jpg")
+    dls = image_dataloaders(image_files(folder), parent_label, size=48, batch_size=8)
+    learn = vision_learner(dls, show=False, precision="float32")
+    learn.fine_tune(2)
+    return learn.export(folder / "pets.safetensors")

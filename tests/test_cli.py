@@ -1,12 +1,14 @@
 """The lessonlib command: what it runs, what it leaves, what it says when something is wrong."""
 import json
 import os
+import sys
 
 import nbformat
 import pytest
 
 from lessonlib import cli
 
+DRAWN = 90  # pictures in a new project
 
 def write_notebook(path, *sources, markdown=()):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,3 +113,78 @@ def test_mistakes_are_one_line(arguments, words, capsys):
 def test_data_command_lists_and_checks(capsys):
     assert cli.main(["data"]) == 0 and "mnist_sample" in capsys.readouterr().out
     assert cli.main(["data", "--check"]) == 0 and "as listed" in capsys.readouterr().out
+
+
+# --- a project of one's own, and the page -----------------------------------------------------------------------------
+def test_new_project_runs_at_once_from_its_own_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["new", "my_birds"]) == 0 and "open my_birds" in capsys.readouterr().out
+    project = tmp_path / "my_birds"
+    assert [path.name for path in tmp_path.iterdir()] == ["my_birds"], "nothing is left beside it"
+    assert sorted(path.name for path in project.iterdir()) == [".gitignore", "README.md", "images", "sample", "start.ipynb"]
+    assert "one folder for each class" in (project / "images" / "README.md").read_text(encoding="utf-8")
+    assert len(list((project / "sample").glob("*/*.jpg"))) == DRAWN and "# my_birds" in (project / "README.md").read_text(encoding="utf-8")
+    notebook, error = cli.execute_notebook(project / "start.ipynb")
+    assert error == "" and len(notebook.cells) <= 15 and notebook.cells[0].source.startswith("# my_birds\n")
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    imported = {line.split()[1].split(".")[0] for line in code.splitlines() if line.startswith(("import ", "from "))}
+    assert imported == {"lessonlib"} and code.count("DATA = ") == 2, "one line to change, and what to change it to"
+    outputs = str([cell.get("outputs") for cell in notebook.cells])
+    assert "nothing wrong found" in outputs and "model.safetensors" in outputs and "data:image/jpeg" in outputs
+    assert (project / "model.safetensors").is_file()
+    change_data_to_own_pictures(project, monkeypatch, capsys)
+
+
+def change_data_to_own_pictures(project, monkeypatch, capsys):
+    """The one line is enough: the same notebook works on the folder images/."""
+    (project / "sample").rename(project / "images" / "taken")
+    for breed in list((project / "images" / "taken").iterdir()): breed.rename(project / "images" / breed.name)
+    (project / "images" / "taken").rmdir()
+    (project / "images" / "pug" / "broken.jpg").write_text("no picture")
+    cells = [cell.source for cell in nbformat.read(project / "start.ipynb", 4).cells if cell.cell_type == "code"]
+    assert cells[1].startswith('DATA = "sample"')
+    monkeypatch.chdir(project)
+    exec("\n".join([cells[0], 'DATA = "images"', *cells[2:4]]), {})
+    assert f"{DRAWN + 1} files, cannot be opened: ['broken.jpg']" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, words", [
+    ("", "empty"), ("  ", "empty"), ("a/b", "path"), ("..", "dot"), ("a\\b", "path"), ("/tmp", "path"), ("con", "Windows"), ("NUL.txt", "Windows"),
+    ("a?b", "sign"), ("a\nb", "sign"), (" a", "space"), ("-a", "dash"), ("x" * 101, "101 letters")])
+def test_new_project_refuses_bad_names_in_one_line(tmp_path, monkeypatch, capsys, name, words):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["new", *(["--"] if name.startswith("-") else []), name]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("lessonlib: ") and words in said and said.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_new_project_leaves_what_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text.md").write_text("precious")
+    assert cli.main(["new", "thesis"]) == 2 and "is there already and stays as it is" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "_draw_samples", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError): cli.new_project("other", tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "text.md"], "half a project is no project"
+
+
+def test_app_command_exports_and_says_what_is_wrong(pets_model, tmp_path, monkeypatch, capsys):
+    assert cli.main(["app", str(pets_model), "--export", str(tmp_path / "page")]) == 0
+    assert "app.py, model.safetensors, requirements.txt" in capsys.readouterr().out and (tmp_path / "page" / "app.py").is_file()
+    (tmp_path / "notes.txt").write_text("this is no model at all")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for arguments, words in [(["nowhere.safetensors"], "write one with learn.export"), ([str(tmp_path / "notes.txt")], "no file of learn.export"),
+                             ([str(pets_model), "--export", str(tmp_path)], "choose a new folder"),
+                             ([str(pets_model)], 'pip install "lessonlib[app]"')]:
+        assert cli.main(["app", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("lessonlib: ") and words in said and said.count("\n") == 1
+
+
+def test_app_command_passes_its_options_on(pets_model, monkeypatch):
+    import lessonlib.app
+
+    served = []
+    monkeypatch.setattr(lessonlib.app, "serve", lambda *arguments, **options: served.append((arguments, options)))
+    assert cli.main(["app", str(pets_model), "--port", "8080", "--browser"]) == 0
+    assert served == [((str(pets_model),), {"port": 8080, "open_browser": True})]

@@ -992,6 +992,19 @@ print(*sorted({{event for event in events if event.startswith(("pickle", "os.sys
     assert result.returncode == 0 and result.stdout.strip() == "", result.stderr + result.stdout
 
 
+@pytest.mark.parametrize("change, words", [
+    (lambda description: description.update(format=2, versions={"lessonlib": "7.1.0"}),
+     r"format 2, here is 1.*newer lessonlib \(7\.1\.0, here is .*--upgrade"),
+    (lambda description: description.update(format=2, versions=None), r"newer lessonlib \(its version is not told"),
+    (lambda description: description.update(format=0), r"format 0, here is 1: export it again"),
+    (lambda description: description.update(versions={"lessonlib": "7.1.0"}, architecture={"kind": "Transformer"}),
+     r"Transformer.*newer lessonlib.*--upgrade"),
+    (lambda description: description.update(architecture={"kind": "Transformer"}), r"Transformer.*give one like it")])
+def test_a_file_of_a_newer_version_says_what_to_do(exported, change, words):
+    rewrite(exported, change)
+    with pytest.raises(ValueError, match=words): load_learner(exported)
+
+
 def test_another_version_is_told(exported):
     rewrite(exported, lambda description: description["versions"].update(torch="1.7.0"))
     with pytest.warns(UserWarning, match=r"1\.7\.0.*" + torch.__version__.split("+")[0].replace(".", r"\.")):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(file.stem for file in (ROOT / "lessonlib").glob("[!_]*.py"))
 CONTRACT = {
     "data": """datasets get_data image_files verify_images load_images parent_label RegexLabeller is_cat random_split Batches DataLoaders
-               resize_images""",
+               resize_images download_images search_images""",
     "pixels": "show_image show_images pixel_table l1_distance rmse PixelSimilarity",
     "fitting": "quad mk_quad add_noise mae mse rectified_linear double_relu triple_relu gradient_descent",
     "linear_sgd": "init_params linear sigmoid mnist_loss batch_accuracy BasicOptim train_epoch validate_epoch",
@@ -28,6 +28,7 @@ CONTRACT = {
     "cleaner": "CleaningPlan ImageCleaner",
     "pretrain": "pretrain Recipe read_tiny_imagenet",
     "doctor": "doctor",
+    "app": "Answer Predictor UploadWidget build_page serve export_app",
     "progress": "Progress store progress plot_progress calibration due class_report",
     "questions": "Question Feedback mark lint lint_glossary glossary questionnaire_template stripped",
     "quiz": "Questionnaire questionnaire guess check progress due review",
@@ -63,10 +64,10 @@ def test_public_parameters_are_explained(module):
             assert (inspect.getdoc(member) or "").splitlines()[0].strip().endswith((".", ":")), f"{module}.{name}"
 
 
-@pytest.mark.parametrize("module", ["quiz", "questions", "progress", "explore", "cli", "cleaner"])
+@pytest.mark.parametrize("module", ["quiz", "questions", "progress", "explore", "cli", "cleaner", "app"])
 def test_state_modules_import_no_torch(module):
     heavy = python(f"import sys, lessonlib.{module}; print(*sorted(set(sys.modules) & "
-                   "{'torch', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'PIL', 'sqlalchemy', 'sklearn', 'cleanlab'}))")
+                   "{'torch', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'PIL', 'sqlalchemy', 'sklearn', 'cleanlab', 'gradio'}))")
     assert heavy == ""
 
 
