@@ -179,23 +179,28 @@ class Predictor:
         ranked = dict(sorted(zip(self.classes, probs), key=lambda pair: -pair[1]))
         return Answer(name, next(iter(ranked)), ranked, thumbnail=_thumbnail(image))
 
-# %% ../nbs/lib/app.ipynb #91f23fbd
-_NOTE = "The model knows {count} classes and nothing else: a picture of anything else gets one of these names too."
-_FLEX = "display: flex; align-items: center;"
+# %% ../nbs/lib/app.ipynb #1e1c0128
+_FLEX, _GREY = "display: flex; align-items: center;", "rgba(128, 128, 128, {})"
+
+
+def _note(classes: list[str]) -> str:
+    "What everybody should know who asks a model."
+    names = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if classes[12:] else "")
+    return f"The model knows {len(classes)} classes ({names}) and nothing else: a picture of anything else gets one of these names too."
 
 
 def _bar(label: str, share: float) -> str:
     "One class as a line: name, bar, number."
     cell = "overflow: hidden; text-overflow: ellipsis; white-space: nowrap;"
-    return (f'<div style="{_FLEX} gap: 8px;"><span style="flex: 0 0 9em; {cell}">{escape(label)}</span>'
-            '<span aria-hidden="true" style="flex: 1 1 auto; height: 0.8em; background: rgba(128, 128, 128, 0.2); border-radius: 3px;">'
+    return (f'<div style="{_FLEX} gap: 8px;"><span style="flex: 0 1 9em; min-width: 3em; {cell}">{escape(label)}</span>'
+            f'<span aria-hidden="true" style="flex: 1 1 40px; min-width: 24px; height: 0.8em; background: {_GREY.format(0.2)}; border-radius: 3px;">'
             f'<span style="display: block; width: {share:.1%}; height: 100%; background: #1f77b4; border-radius: 3px;"></span></span>'
-            f'<span style="flex: 0 0 5em; text-align: right;">{_percent(share)}</span></div>')
+            f'<span style="flex: 0 0 4.6em; text-align: right; white-space: nowrap;">{_percent(share)}</span></div>')
 
 
 def _card(answer: Answer, most: int = 5) -> str:
     "One answer as HTML."
-    frame = f"{_FLEX} gap: 14px; margin: 0 0 10px; padding: 8px 12px; border: 1px solid rgba(128, 128, 128, 0.4); border-radius: 6px;"
+    frame = f"{_FLEX} gap: 14px; margin: 0 0 10px; padding: 8px 12px; line-height: 1.5; border: 1px solid {_GREY.format(0.4)}; border-radius: 6px;"
     if answer.problem:
         return (f'<div role="listitem" class="answer refused" style="{frame}"><span aria-hidden="true" style="font-size: 1.6em;">&#9888;</span>'
                 f"<div><b>No answer for {escape(answer.name)}</b><br>{escape(answer.problem[:1].upper() + answer.problem[1:])}.</div></div>")
@@ -204,7 +209,8 @@ def _card(answer: Answer, most: int = 5) -> str:
     more = f'<div style="opacity: 0.75;">and {len(shown) - most} more classes</div>' if shown[most:] else ""
     return (f'<div role="listitem" class="answer" style="{frame}"><img src="{source}" alt="{escape(answer.name)}" width="96" '
             'style="width: 96px; max-height: 96px; object-fit: contain; margin: 0;">'
-            f'<div style="flex: 1 1 auto; min-width: 0;"><b>{escape(answer.label)}</b> <span style="opacity: 0.75;">{escape(answer.name)}</span>'
+            f'<div style="flex: 1 1 auto; min-width: 0;"><b>{escape(answer.label)}</b> '
+            f'<span style="opacity: 0.75; overflow-wrap: anywhere;">{escape(answer.name)}</span>'
             f"{''.join(_bar(*pair) for pair in shown[:most])}{more}</div></div>")
 
 
@@ -231,7 +237,8 @@ function render({model, el}) {
   const area = make("div", {class: "area", tabindex: "0", role: "button", "data-lm-suppress-shortcuts": "true",
     "aria-label": "Drop pictures here, paste one, or press Enter to choose files"}, hint);
   const status = make("div", {class: "status", role: "status", "aria-live": "polite"}), answers = make("div", {class: "answers"});
-  el.append(make("div", {class: "lessonlib-upload"}, area, chooser, status, answers));
+  const note = make("div", {class: "note"}, model.get("note") + " A file of more than 10 MB goes to the area, not to the button.");
+  el.append(make("div", {class: "lessonlib-upload"}, area, chooser, note, status, answers));
   const say = (words, wrong) => { status.textContent = words; status.classList.toggle("wrong", Boolean(wrong)); };
   let waiting = 0, timer = null, number = 0;
 
@@ -309,6 +316,7 @@ _UPLOAD_CSS = """
 .lessonlib-upload .area { margin: 6px 0; padding: 22px 16px; border: 2px dashed var(--jp-border-color1, #999); border-radius: 8px; text-align: center;
   cursor: pointer; background: var(--jp-layout-color2, #f7f7f7); }
 .lessonlib-upload .area:focus-visible, .lessonlib-upload .area.over { outline: 3px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
+.lessonlib-upload .note { margin: 4px 2px; font-size: 0.92em; opacity: 0.8; }
 .lessonlib-upload .status { min-height: 1.6em; margin: 4px 2px; }
 .lessonlib-upload .status.wrong { color: var(--jp-error-color1, #b71c1c); font-weight: 600; }
 .lessonlib-upload img { max-width: none; }
@@ -328,6 +336,7 @@ def _upload_view():
         words = traitlets.Unicode().tag(sync=True)  # the last one in a line
         wrong = traitlets.Bool().tag(sync=True)  # whether that is a problem
         most = traitlets.Int().tag(sync=True)  # bytes of a file
+        note = traitlets.Unicode().tag(sync=True)  # what the model cannot know
 
     return UploadView
 
@@ -349,7 +358,7 @@ class UploadWidget:
 
             self.button = FileUpload(accept="image/*", multiple=True, description="Choose pictures", layout={"width": "180px"})
             self.button.observe(self._chosen, "value")
-            self.view = _upload_view()(most=int(self.predictor.max_mb * 1e6), **self._shown())
+            self.view = _upload_view()(most=int(self.predictor.max_mb * 1e6), note=_note(self.predictor.classes), **self._shown())
             self.view.on_msg(lambda view, message, buffers: self._received(message, buffers))
             self._live = VBox([self.button, self.view])
         return self._live
@@ -442,11 +451,9 @@ def build_page(
             yield _answers_html(answers, 100)
         if not answers: yield ""
 
-    classes = predictor.classes
-    names = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if classes[12:] else "")
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 600)) as page:
-        gradio.Markdown(f"# {title}\n\n{_NOTE.format(count=len(classes))} They are: {names}.")
-        files = gradio.File(file_count="multiple", type="filepath", label="Pictures: drop, choose or paste them", elem_id="pictures")
+        gradio.HTML(f"<h1>{escape(title)}</h1><p>{escape(_note(predictor.classes))}</p>")  # a class may be called **anything**
+        files = gradio.File(file_count="multiple", type="filepath", label="Pictures: drop, choose or paste them", elem_id="pictures", height=220)
         files.change(answer, files, gradio.HTML(elem_id="answers"), api_name="predict", concurrency_limit=20)
         page.load(None, js=_PASTE)
     return page

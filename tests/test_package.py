@@ -1,6 +1,8 @@
 """The package as users get it: what a wheel holds, what an import costs, which names are public."""
 import inspect
+import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -140,3 +142,45 @@ print(len(image_files(get_data("mnist_sample"))))
 def test_wheel_command_without_a_clone_says_what_to_do(wheel_python, tmp_path):
     result = subprocess.run([wheel_python.with_name("lessonlib"), "run"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2 and "inside a clone of the course" in result.stderr
+
+
+@pytest.fixture(scope="session")
+def wheel_kernel(wheel_python, tmp_path_factory):
+    """The folder of a Jupyter kernel that runs in the wheel's environment; only the kernel itself is added to what is there."""
+    needed = next(line for line in settings()["course_requirements"].split() if line.startswith("ipykernel"))
+    subprocess.run([wheel_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", needed], check=True)
+    folder = tmp_path_factory.mktemp("jupyter")
+    (folder / "kernels" / "wheel").mkdir(parents=True)
+    spec = {"argv": [str(wheel_python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "wheel", "language": "python"}
+    (folder / "kernels" / "wheel" / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+    return folder
+
+
+def test_own_notebook_runs_with_the_wheel_from_another_folder(wheel_python, wheel_kernel, tmp_path, monkeypatch):
+    """A student's notebook: fifteen cells in a folder of its own, the installed package, and no clone anywhere."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("JUPYTER_PATH", str(wheel_kernel))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("LESSONLIB_HOME", os.path.abspath(os.environ["LESSONLIB_HOME"]))  # the data sets are drawn already
+    notebook = nbformat.read(ROOT / "examples" / "own_notebook.ipynb", 4)
+    assert len(notebook.cells) == 15 and "nbs/" not in str(notebook.cells)
+    notebook.cells.append(nbformat.v4.new_code_cell("import lessonlib; print(lessonlib.__file__)"))
+    NotebookClient(notebook, timeout=300, kernel_name="wheel", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    used = Path(notebook.cells[-1].outputs[0]["text"].strip())
+    assert used.is_relative_to(wheel_python.parents[1]), used
+    assert [path.name for path in tmp_path.iterdir()] == ["pets.safetensors"]
+
+
+def test_own_notebook_is_committed_with_its_outputs():
+    import nbformat
+
+    path = ROOT / "examples" / "own_notebook.ipynb"
+    cells = nbformat.read(path, 4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert outputs and path.stat().st_size < 1_000_000 and not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    imported = re.findall(r"^(?:from|import) (\w+)", "\n".join(cell.source for cell in cells if cell.cell_type == "code"), re.M)
+    assert set(imported) == {"lessonlib", "torch"} and not re.search(r"/(home|root|tmp|work|Users)/\w+", str(outputs))
