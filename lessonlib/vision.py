@@ -689,7 +689,8 @@ def image_dataloaders(
     """Training set and validation set from image files, each decoded once. Files that cannot be read are left out, and named.
 
     Raises `ValueError` that names the files or labels for: an empty list, a file twice, a file without a label, one class only, a class
-    of one image, a split with everything on one side, with an index twice or out of range; and for sizes below 1 and unknown options.
+    of one image, files of which none can be read, a split with everything on one side, with an index twice or out of range; and for sizes
+    below 1 and unknown options.
     """
     files, size, resize, cache = _image_paths(files), _check_whole("size", size), _check_resize(resize), _check_cache(cache)
     batch_size, augment = _check_whole("batch_size", batch_size), _check_augment(augment, size)
