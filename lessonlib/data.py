@@ -29,6 +29,7 @@ import threading
 import time
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -59,12 +60,22 @@ def _progress(
 
 
 def _thread_map(function: Callable, items: Iterable, threads: int) -> Iterator:
-    "The results of `function` in the order of `items`. An error cancels what has not begun."
+    "The results of `function` in the order of `items`. Few wait at a time, however many there are; an error cancels what has not begun."
     if threads <= 1:
         yield from map(function, items)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(function, items)
+        return
+    waiting = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == 16*threads:  # `pool.map` would begin with all of them, and results would pile up in memory
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for task in waiting:
+                task.cancel()
 
 
 def _threads() -> int:
@@ -598,6 +609,10 @@ _SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", 
 
 
 def _raise(problem: OSError) -> None:
+    "Passes an error of `os.walk` on; a folder that one may not look into gets one with the fix."
+    if isinstance(problem, PermissionError):
+        raise PermissionError(problem.errno, f"image_files: you may not look into this folder ({problem.strerror}). Change its permissions, on Linux "
+                                             "and macOS: chmod u+rx; or leave it out by giving it a name that begins with a dot", problem.filename)
     raise problem
 
 
@@ -607,7 +622,7 @@ def image_files(
     """All image files in a folder and below it, known by their suffix.
 
     Hidden files and folders (names that begin with a dot) are skipped, links to folders are not followed.
-    FileNotFoundError if the folder does not exist or holds no image.
+    FileNotFoundError if the folder does not exist or holds no image, PermissionError for a folder that one may not look into.
     """
     folder, found = Path(path), []
     if not folder.is_dir():

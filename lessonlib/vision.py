@@ -358,8 +358,10 @@ def _check_sides(sides: tuple) -> None:
     "ValueError if a side is empty."
     for name, rows in zip(("training", "validation"), sides):
         if rows: continue
-        raise ValueError(f"the {name} set is empty, all {sum(map(len, sides))} images that can be used are on the other side: expected some on both; "
-                         "try another valid_pct or seed, or look at split=")
+        total = sum(map(len, sides))
+        few = f" {total} images are too few to train and judge with: collect twenty of each class, or more." if total < 20 else ""
+        raise ValueError(f"the {name} set is empty, all {total} images that can be used are on the other side: expected some on both; "
+                         f"try another valid_pct or seed, or look at split=.{few}")
 
 
 def _warn_of_missing(sides: tuple, targets: list[int], vocab: list[str]) -> None:
@@ -687,7 +689,8 @@ def image_dataloaders(
     """Training set and validation set from image files, each decoded once. Files that cannot be read are left out, and named.
 
     Raises `ValueError` that names the files or labels for: an empty list, a file twice, a file without a label, one class only, a class
-    of one image, a split with everything on one side, with an index twice or out of range; and for sizes below 1 and unknown options.
+    of one image, files of which none can be read, a split with everything on one side, with an index twice or out of range; and for sizes
+    below 1 and unknown options.
     """
     files, size, resize, cache = _image_paths(files), _check_whole("size", size), _check_resize(resize), _check_cache(cache)
     batch_size, augment = _check_whole("batch_size", batch_size), _check_augment(augment, size)
@@ -720,8 +723,13 @@ def _keep_both(squares: list[_Squares], cache) -> list[_Kept]:
 def _told_left_out(squares: list[_Squares], kept: list[_Kept]) -> list[Path]:
     "The files that could not be read, after a line that names some of them."
     found = [part.files[row] for part, one in zip(squares, kept) for row in sorted(one.problems)]
-    if found: print(f"Left out {len(found)} of {sum(len(part.files) for part in squares)} files that cannot be read: "
-                    f"{_names(path.name for path in found)} (all of them are in .left_out)")
+    total, names = sum(len(part.files) for part in squares), _names(path.name for path in found)
+    refused = sum("Permission denied" in text for one in kept for text in one.problems.values())
+    advice = f"; {refused} of them you may not read: change their permissions, on Linux and macOS with chmod u+r" if refused else ""
+    if found and len(found) == total:
+        raise ValueError(f"none of the {total} files can be read as an image ({names}){advice}. The first problem: "
+                         f"{next(text for one in kept for text in one.problems.values())}")
+    if found: print(f"Left out {len(found)} of {total} files that cannot be read: {names} (all of them are in .left_out){advice}")
     return found
 
 # %% ../nbs/lessons/08_vision.ipynb #ec26e138
@@ -789,7 +797,8 @@ def _check_arch(arch) -> str:
     known, timm = _torchvision_names(), _timm()
     if name in _EXTRA_OUTPUTS: raise ValueError(f"arch {name!r} has several outputs while it trains: choose another, such as 'resnet34'")
     if name in known or (timm and timm.is_model(name)): return name
-    nearest = difflib.get_close_matches(name, known + (timm.list_models() if timm else []), n=3) or ["resnet18", "convnext_tiny"]
+    every = dict.fromkeys(known + (timm.list_models() if timm else []))  # torchvision and timm share some names
+    nearest = difflib.get_close_matches(name, every, n=3) or ["resnet18", "convnext_tiny"]
     more = "" if timm else "; timm is not installed, its networks would be known too"
     raise ValueError(f"arch {arch!r}: there is no network of this name; did you mean {' or '.join(nearest)}?{more}")
 
