@@ -26,6 +26,7 @@ CONTRACT = {
     "vision": "image_dataloaders vision_learner",
     "interpret": "Interpretation",
     "cleaner": "CleaningPlan ImageCleaner",
+    "model_zoo": "model_table measure_models plot_models add_model pareto_front",
     "pretrain": "pretrain Recipe read_tiny_imagenet",
     "doctor": "doctor",
     "progress": "Progress store progress plot_progress calibration due class_report",
@@ -71,7 +72,7 @@ def test_state_modules_import_no_torch(module):
 
 
 @pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp", "learner", "cross_entropy", "doctor",
-                                    "convolution", "vision", "interpret", "pretrain"])
+                                    "convolution", "vision", "interpret", "pretrain", "model_zoo"])
 def test_lesson_modules_import_only_torch(module):
     """torchvision alone costs 2.3 s, pandas 0.23 s: nobody pays for what is not used."""
     heavy = python(f"import torch, sys; before = set(sys.modules); import lessonlib.{module}; print(*sorted((set(sys.modules) - before) & "
