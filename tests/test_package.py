@@ -28,6 +28,7 @@ CONTRACT = {
     "vision": "image_dataloaders vision_learner",
     "interpret": "Interpretation",
     "cleaner": "CleaningPlan ImageCleaner",
+    "model_zoo": "model_table measure_models plot_models add_model pareto_front",
     "pretrain": "pretrain Recipe read_tiny_imagenet",
     "sketches": "PET_BREEDS draw_pet contact_sheet CRESTS CrestChange crest_change draw_crest draw_crest_variant write_crests",
     "doctor": "doctor",
@@ -75,7 +76,7 @@ def test_state_modules_import_no_torch(module):
 
 
 @pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp", "learner", "cross_entropy", "doctor",
-                                    "convolution", "vision", "interpret", "pretrain"])
+                                    "convolution", "vision", "interpret", "pretrain", "model_zoo"])
 def test_lesson_modules_import_only_torch(module):
     """torchvision alone costs 2.3 s, pandas 0.23 s: nobody pays for what is not used."""
     heavy = python(f"import torch, sys; before = set(sys.modules); import lessonlib.{module}; print(*sorted((set(sys.modules) - before) & "
