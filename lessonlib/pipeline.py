@@ -151,7 +151,7 @@ def compare_rates(
         printed.append(loss if slips.old_loss else _losses(xb @ weights.T + bias, yb))
     return torch.stack(printed)
 
-# %% ../nbs/lessons/13_pipeline.ipynb #07c41c2a
+# %% ../nbs/lessons/13_pipeline.ipynb #36e6b68e
 def _answers(pixels: Tensor, slips: Slips, weights: Tensor, bias: Tensor) -> Tensor:
     "Whether each model says the first club, (n, runs)."
     room = torch.empty(100, pixels.shape[1])
@@ -188,8 +188,9 @@ def crest_experiment(
     """
     import pandas as pd
     weights, bias = starting_weights(data.pixels.shape[1], seeds)
-    lr = torch.tensor(rates)[compare_rates(data, slips, seeds, rates, batch_size=batch_size).argmin(0)]  # of several equal ones the first
-    first = {"seed": list(seeds), "lr": lr.tolist()}
+    chosen = compare_rates(data, slips, seeds, rates, batch_size=batch_size).argmin(0).tolist()  # of several equal ones the first
+    first = {"seed": list(seeds), "lr": [rates[place] for place in chosen]}
+    lr = torch.tensor(first["lr"])
     rows, generator = [first | {"epoch": 0, "train_loss": math.nan} | _measured(data, slips, weights, bias)], torch.Generator().manual_seed(0)
     for epoch in _progress(range(1, _check_epochs(epochs) + 1), "training from ten starts"):
         losses = [sgd_step(xb, yb, weights, bias, lr) for xb, yb in _batches(data, slips, batch_size, generator)]
@@ -322,7 +323,7 @@ class LayerLog(Callback):
     def _note(self, learn, layer, quantity, value):
         self.rows.append({"step": self.step, "epoch": learn.epoch, "layer": layer, "quantity": quantity, "value": value})
 
-# %% ../nbs/lessons/13_pipeline.ipynb #2b6bc720
+# %% ../nbs/lessons/13_pipeline.ipynb #cdf09994
 def _panel(ax, table, quantity) -> None:
     "One quantity over the steps, a line for each layer in the order of the table."
     import matplotlib.pyplot as plt
@@ -334,7 +335,8 @@ def _panel(ax, table, quantity) -> None:
         ax.plot(rows.index, rows, label=layer, color=color, marker="o" if len(rows) < 2 else None)
     ax.set(title=quantity.replace("_", " "), xlabel="step")
     if quantity.startswith("gradient"): ax.set_yscale("log")
-    if len(layers) > 1: ax.legend(fontsize=7, ncols=1 + len(layers) // 8)
+    if quantity.endswith("share"): ax.set_ylim(-0.02, 1.02)
+    if layers != [""]: ax.legend(fontsize=7, ncols=1 + len(layers) // 8)
 
 
 def plot_layers(

@@ -27,6 +27,8 @@ CONTRACT = {
     "interpret": "Interpretation",
     "cleaner": "CleaningPlan ImageCleaner",
     "pretrain": "pretrain Recipe read_tiny_imagenet",
+    "pipeline": """Slips crest_data crest_experiment compare_rates load_several_ways turned agreement LayerLog TensorBoardLog plot_layers
+                   item_table""",
     "doctor": "doctor",
     "progress": "Progress store progress plot_progress calibration due class_report",
     "questions": "Question Feedback mark lint lint_glossary glossary questionnaire_template stripped",
@@ -71,7 +73,7 @@ def test_state_modules_import_no_torch(module):
 
 
 @pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp", "learner", "cross_entropy", "doctor",
-                                    "convolution", "vision", "interpret", "pretrain"])
+                                    "convolution", "vision", "interpret", "pretrain", "pipeline"])
 def test_lesson_modules_import_only_torch(module):
     """torchvision alone costs 2.3 s, pandas 0.23 s: nobody pays for what is not used."""
     heavy = python(f"import torch, sys; before = set(sys.modules); import lessonlib.{module}; print(*sorted((set(sys.modules) - before) & "
