@@ -30,7 +30,8 @@ CONTRACT = {
     "cleaner": "CleaningPlan ImageCleaner",
     "model_zoo": "model_table measure_models plot_models add_model pareto_front",
     "pretrain": "pretrain Recipe read_tiny_imagenet",
-    "sketches": "PET_BREEDS draw_pet contact_sheet CRESTS CrestChange crest_change draw_crest draw_crest_variant write_crests",
+    "pipeline": """Slips crest_data crest_experiment compare_rates load_several_ways turned agreement LayerLog TensorBoardLog plot_layers
+                   item_table""",
     "doctor": "doctor",
     "app": "Answer Predictor UploadWidget build_page serve export_app",
     "progress": "Progress store progress plot_progress calibration due class_report",
@@ -76,7 +77,7 @@ def test_state_modules_import_no_torch(module):
 
 
 @pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp", "learner", "cross_entropy", "doctor",
-                                    "convolution", "vision", "interpret", "pretrain", "model_zoo"])
+                                    "convolution", "vision", "interpret", "pretrain", "pipeline"])
 def test_lesson_modules_import_only_torch(module):
     """torchvision alone costs 2.3 s, pandas 0.23 s: nobody pays for what is not used."""
     heavy = python(f"import torch, sys; before = set(sys.modules); import lessonlib.{module}; print(*sorted((set(sys.modules) - before) & "
