@@ -18,6 +18,7 @@ MODULES = sorted(file.stem for file in (ROOT / "lessonlib").glob("[!_]*.py"))
 CONTRACT = {
     "data": """datasets get_data image_files verify_images load_images parent_label RegexLabeller is_cat random_split Batches DataLoaders
                resize_images download_images search_images""",
+    "sketches": "PET_BREEDS draw_pet contact_sheet CRESTS CrestChange crest_change draw_crest draw_crest_variant write_crests",
     "pixels": "show_image show_images pixel_table l1_distance rmse PixelSimilarity",
     "fitting": "quad mk_quad add_noise mae mse rectified_linear double_relu triple_relu gradient_descent",
     "linear_sgd": "init_params linear sigmoid mnist_loss batch_accuracy BasicOptim train_epoch validate_epoch",
@@ -77,7 +78,7 @@ def test_state_modules_import_no_torch(module):
 
 
 @pytest.mark.parametrize("module", ["data", "pixels", "fitting", "linear_sgd", "mlp", "learner", "cross_entropy", "doctor",
-                                    "convolution", "vision", "interpret", "pretrain", "pipeline"])
+                                    "convolution", "vision", "interpret", "pretrain", "model_zoo", "pipeline"])
 def test_lesson_modules_import_only_torch(module):
     """torchvision alone costs 2.3 s, pandas 0.23 s: nobody pays for what is not used."""
     heavy = python(f"import torch, sys; before = set(sys.modules); import lessonlib.{module}; print(*sorted((set(sys.modules) - before) & "
