@@ -1,8 +1,8 @@
 """What torchvision's models cost. Writes data/recorded/model_zoo.csv, which lesson 11 shows: python bench/model_zoo.py [OUTPUT [SECONDS]]
 
 Every classifier that fits in the time, the smallest first: one picture, and a batch of eight, at the size its accuracy is published for. One thread,
-and the clock counts what this process computed (`process_time`), so that other programs on the machine disturb little. Two rounds, each model's
-quicker one is kept: what disturbs a measurement makes it longer. About fifteen minutes on one core; interrupted, it goes on where it was.
+and the clock counts what this process computed (`process_time`), so that other programs on the machine disturb less. Three rounds, each model's
+quickest is kept: what disturbs a measurement makes it longer. About twenty minutes on one core; interrupted, it goes on where it was.
 """
 import sys
 from pathlib import Path
@@ -16,10 +16,10 @@ FOLDER = Path(__file__).resolve().parents[1]
 
 
 def main(output, seconds):
-    "Two rounds of half of the time each."
+    "Three rounds of a third of the time each."
     torch.set_num_threads(1)
-    rounds = [measure_models(model_table(), batch_size=8, repeats=repeats, clock="process_time", budget=seconds / 2,
-                             cache=FOLDER / "_build" / "model_zoo") for repeats in (5, 6)]
+    rounds = [measure_models(model_table(), batch_size=8, repeats=repeats, clock="process_time", budget=seconds / 3,
+                             cache=FOLDER / "_build" / "model_zoo") for repeats in (5, 6, 7)]
     both = pd.concat(rounds).sort_values("seconds", kind="stable").drop_duplicates("name")
     order = [name for name in model_table().name if name in set(both.name)]
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -29,4 +29,4 @@ def main(output, seconds):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER / "data" / "recorded" / "model_zoo.csv",
-         float(sys.argv[2]) if len(sys.argv) > 2 else 1000)
+         float(sys.argv[2]) if len(sys.argv) > 2 else 1500)

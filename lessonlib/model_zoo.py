@@ -7,7 +7,7 @@ __all__ = ['TABLE_COLUMNS', 'multiply_adds', 'this_machine', 'typical', 'time_ru
            'model_table', 'Measurements', 'measure_models', 'add_model', 'plot_models', 'models_picture', 'ModelChoice',
            'ModelExplorer']
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #724ead35
+# %% ../nbs/lessons/11_model_zoo.ipynb #39629de7
 import copy
 import hashlib
 import json
@@ -33,7 +33,7 @@ from torch import nn
 from .data import _home, _locked, _progress, _write_atomically
 from .explore import PALETTE, Explorer, Scene, _figure_png
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #efb53e75
+# %% ../nbs/lessons/11_model_zoo.ipynb #4d29c214
 def multiply_adds(
     model: nn.Module,
     image_size: int = 224,
@@ -50,7 +50,7 @@ def multiply_adds(
     with FlopCounterMode(display=False) as counter, torch.no_grad(): empty(torch.empty(1, channels, image_size, image_size, device="meta"))
     return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #a228a650
+# %% ../nbs/lessons/11_model_zoo.ipynb #33b2fcf4
 def _processor() -> str:
     "The name of the processor, as well as this system tells it."
     with suppress(OSError):
@@ -78,7 +78,7 @@ def _free_mb() -> float:
         return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024 / 1e6
     return math.inf
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #1eb3cba7
+# %% ../nbs/lessons/11_model_zoo.ipynb #948b6762
 def typical(
     seconds: list[float],  # in the order of measuring
     warm_up: int,  # how many of the first do not count
@@ -87,7 +87,7 @@ def typical(
     if not 0 <= warm_up < len(seconds): raise ValueError(f"warm_up={warm_up} of {len(seconds)} measurements: at least one has to be left")
     return median(seconds[warm_up:])
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #eba02f03
+# %% ../nbs/lessons/11_model_zoo.ipynb #97b7dfa0
 def _wait(device: torch.device) -> None:
     "Until the GPU has done all that it was given; a processor has, when the call returns."
     if device.type in ("cuda", "mps"): getattr(torch, device.type).synchronize()
@@ -111,7 +111,7 @@ def time_runs(
         seconds.append(clock() - start)
     return seconds
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #9e8ca4d3
+# %% ../nbs/lessons/11_model_zoo.ipynb #3b90e73d
 def _held_by_processor(run: Callable) -> int:
     "The most bytes that tensors made during a run held at one time, from the notes of PyTorch's own allocator."
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes of its own doings
@@ -140,7 +140,7 @@ def peak_memory(
     torch.cuda.synchronize(device)
     return (there + torch.cuda.max_memory_allocated(device) - before) / 1e6
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #aa94e541
+# %% ../nbs/lessons/11_model_zoo.ipynb #799cfa11
 def pareto_front(
     df: "pd.DataFrame",  # noqa: F821
     x: str = "seconds",  # a cost: less is better
@@ -153,7 +153,7 @@ def pareto_front(
         best = max(best, row[y])
     return df.loc[kept]
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #89b6fe90
+# %% ../nbs/lessons/11_model_zoo.ipynb #0de77d4d
 def _timm():
     "The package timm. ImportError with the command that installs it."
     try: import timm
@@ -189,7 +189,7 @@ def _timm_table(file=None) -> "pd.DataFrame":  # noqa: F821
     if file is not None: table.update(_timm_results(file).rename("timm/{}".format))
     return table.reset_index().astype({"image_size": int})[TABLE_COLUMNS]
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #687e60c7
+# %% ../nbs/lessons/11_model_zoo.ipynb #a1dfec7d
 @dataclass(frozen=True)
 class Setting:
     "How a model is measured."
@@ -231,7 +231,7 @@ def _measured(model: nn.Module, image_size: int, setting: Setting, channels: int
     seconds = typical(time_runs(step, min(3, setting.repeats), 1, **options), 1)
     return found | {"training_images_per_second": len(many) / seconds, "training_memory_mb": round(peak_memory(step, model, many, device=device), 1)}
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #038be197
+# %% ../nbs/lessons/11_model_zoo.ipynb #a002a4b3
 TABLE_COLUMNS = ["name", "family", "weights", "top1", "top5", "params", "gflops", "file_mb", "image_size", "recipe"]
 
 
@@ -272,7 +272,7 @@ def model_table(
     if timm is not False: table = pd.concat([table, _timm_table(None if timm is True else timm)])
     return table.reset_index(drop=True)
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #827f1c2c
+# %% ../nbs/lessons/11_model_zoo.ipynb #4671f0e8
 def _rows_of(names) -> "pd.DataFrame":  # noqa: F821
     "The rows of the table that are asked for, in that order. ValueError for an unknown name, with the nearest known one."
     if hasattr(names, "columns"):
@@ -301,7 +301,7 @@ def _build(name: str) -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)  # of how two old models begin
         return get_model(name, weights=None)
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #b2bf7d21
+# %% ../nbs/lessons/11_model_zoo.ipynb #d901d169
 class Measurements:
     """What was measured with one machine and one version of torch, in a file: on the disk before the next model begins.
 
@@ -327,7 +327,7 @@ class Measurements:
             content = {"machine": self.machine, "rows": self.rows() | {key: row}}
             _write_atomically(self.path, json.dumps(content, indent=1).encode())
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #2c3f8cfd
+# %% ../nbs/lessons/11_model_zoo.ipynb #5730b202
 class _Queue:
     "The models that are to be measured, the smallest first, and what became of each."
     def __init__(self, rows, setting: Setting, budget: float, kept: Measurements | None):
@@ -408,7 +408,7 @@ def measure_models(
             if place not in queue.found: queue.left_out.setdefault(place, "interrupted")
     return _result(queue, machine)
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #f871ecfe
+# %% ../nbs/lessons/11_model_zoo.ipynb #28bfa342
 def _resized(rows, image_size: int):
     "The rows with another size of images; what is published for the old one is taken out."
     if isinstance(image_size, bool) or not isinstance(image_size, int): raise TypeError(f"image_size={image_size!r}: expected pixels, such as 224")
@@ -433,7 +433,7 @@ def _result(queue: "_Queue", machine: dict):
     table.attrs["left_out"] = {queue.rows.name[place]: why for place, why in queue.left_out.items()}
     return table.reset_index(drop=True)
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #d014e2b2
+# %% ../nbs/lessons/11_model_zoo.ipynb #9e3ed6e7
 def _size_of(learn) -> tuple[int, int]:
     "Channels and size of a learner's images, from its first batch."
     shape = tuple(next(iter(learn.dls.train))[0].shape)
@@ -480,7 +480,7 @@ def add_model(
     row = {"top1": top1} | _own_row(df, model, name, image_size, channels, setting)
     return pd.concat([df, pd.DataFrame([row])], ignore_index=True).reindex(columns=df.columns)
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #508898aa
+# %% ../nbs/lessons/11_model_zoo.ipynb #83b4ae57
 _AXES = {"seconds": "seconds for one picture", "gflops": "thousand million multiply-adds a picture (GFLOPs)", "params": "parameters",
          "memory_mb": "memory at the peak, MB", "file_mb": "file, MB", "top1": "top-1 accuracy on ImageNet-1K"}
 _SIZES = [(224, "circle", "o", "up to 224 px"), (299, "square", "s", "225 to 299 px"), (399, "diamond", "D", "300 to 399 px"),
@@ -529,7 +529,7 @@ def _chart(df, x: str | None, y: str) -> dict:
     front = pareto_front(rows[rows.family != "yours"], x, y) if y == "top1" else rows[:0]
     return {"x": x, "y": y, "families": families, "front": {"x": [*front[x]], "y": [*front[y]], "names": [*front.name]}}
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #810a18bd
+# %% ../nbs/lessons/11_model_zoo.ipynb #f226bb21
 def _plotly():
     "plotly's graph objects. ImportError with the command that installs it."
     try: import plotly.graph_objects as graph
@@ -577,7 +577,7 @@ def _lay_out(figure, chart: dict) -> None:
                          yaxis={"title": label["y"], "tickformat": ".0%"} if chart["y"] == "top1" else
                                {"title": f"{label['y']} (log scale)", "type": "log", "dtick": "D2"})
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #0b58946f
+# %% ../nbs/lessons/11_model_zoo.ipynb #34afd5bf
 def models_picture(
     df: "pd.DataFrame",  # as for `plot_models`  # noqa: F821
     x: str | None = None,
@@ -602,7 +602,7 @@ def models_picture(
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.grid(color="#e6e6e6")
     axes.margins(x=0.14)  # room for the names
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", fontsize=8, labelspacing=0.7, frameon=False)
     return figure
 
 
@@ -635,7 +635,7 @@ def _write_names(axes, chart: dict, marks: dict) -> None:
         ring = {"markersize": 15, "markerfacecolor": "none", "markeredgecolor": _RINGS[place % 2], "markeredgewidth": 2, "linestyle": ""}
         axes.plot(*places[name], "o", label=words, **ring)
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #3902a18b
+# %% ../nbs/lessons/11_model_zoo.ipynb #bf8f1539
 class ModelChoice:
     """Which models are shown, and which of them are the answer: the cheapest with at least some accuracy, the best within some cost.
 
@@ -707,7 +707,7 @@ class ModelChoice:
         return (f"{len(names)} models of {families}; {many}. The {self.word} with at least {self.least:.0%}: {words(self.fastest)}. "
                 f"The best within {self.cost(self.most)}: {words(self.best)}.")
 
-# %% ../nbs/lessons/11_model_zoo.ipynb #ec5a20f7
+# %% ../nbs/lessons/11_model_zoo.ipynb #8f031036
 class _Still:
     "A matplotlib figure and words about it, for a page without a kernel."
     def __init__(self, figure, words: str): self.figure, self.words = figure, words
