@@ -305,6 +305,7 @@ function render({model, el}) {
     if (!message.answered) return;
     waiting = Math.max(0, waiting - 1);
     wait();
+    if (waiting === 0) show();  // also when the answer is the same as before, which is no change
   });
   model.on("change", show);
   show();
@@ -435,6 +436,23 @@ def _gradio():
     return gradio
 
 
+def _answer_and_delete(predictor: Predictor, most: int = 1000):
+    """A function that answers for one uploaded file and deletes it.
+
+    Gradio asks again when one of several files is taken away, and it makes a file's path from its content, so that two people may have the
+    same: answers are kept by path for a while, without the files.
+    """
+    recent, door = {}, threading.Lock()
+
+    def answered(path: str) -> Answer:
+        with door:
+            if path not in recent: recent[path] = predictor.predict(path)
+            Path(path).unlink(missing_ok=True)
+            while len(recent) > most: del recent[next(iter(recent))]
+            return recent[path]
+    return answered
+
+
 def build_page(
     predictor,  # a `Predictor`, a learner, or the path of an exported model
     title: str = "What is in the picture?",
@@ -443,11 +461,13 @@ def build_page(
     predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor)  # first: the import below takes seconds
     gradio = _gradio()
 
+    answered = _answer_and_delete(predictor)
+
     def answer(paths):
         "Answers for all files, one after the other, so that the first is seen at once."
         answers = []
         for path in paths or []:
-            answers.append(predictor.predict(path))
+            answers.append(answered(path))
             yield _answers_html(answers, 100)
         if not answers: yield ""
 
@@ -477,7 +497,7 @@ def serve(
     if block: page.block_thread()
     return page
 
-# %% ../nbs/lib/app.ipynb #729dedff
+# %% ../nbs/lib/app.ipynb #2e787bd2
 _APP_PY = '''"""A page that says what is in a picture. Start it with: python app.py"""
 import os
 from pathlib import Path
@@ -518,7 +538,7 @@ files, and write its name instead of the first line of `requirements.txt`.
 
 - The model gives one of its names to any picture, also to one that shows nothing of the kind. Try a few of those yourself.
 - Say on the page what it is for and what it must not be used for.
-- People will upload pictures of people. This program deletes uploads after ten minutes; what the service keeps, its terms say.
+- People will upload pictures of people. This program deletes an upload as soon as it is answered; what the service keeps, its terms say.
 """
 _APP_FILES = {"app.py", "requirements.txt", "model.safetensors", "README.md"}
 

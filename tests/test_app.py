@@ -289,6 +289,14 @@ def test_twenty_people_at_once(page, beagle, tmp_path):
         assert ("No answer for notes.jpg" in html) if file.name == "notes.jpg" else ("<b>" in html and "beagle_3.jpg" in html)
 
 
+def test_uploads_are_deleted_once_they_are_answered_and_answers_stay_for_a_while(predictor, tmp_path):
+    answered, paths = app._answer_and_delete(predictor, most=2), [str(tmp_path / f"{number}.jpg") for number in range(3)]
+    for path in paths: Path(path).write_bytes(WHOLE)
+    first = [answered(path) for path in paths]
+    assert list(tmp_path.iterdir()) == [] and not any(answer.problem for answer in first)
+    assert answered(paths[2]) is first[2] and answered(paths[0]).problem == "there is no such file", "the oldest of three is forgotten"
+
+
 def test_a_taken_port_is_told(pets_model):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

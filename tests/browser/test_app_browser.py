@@ -53,14 +53,17 @@ def send(node, kind, path, mime="image/jpeg"):
 def address(pets_model, tmp_path_factory):
     """`lessonlib app` in a process of its own."""
     port, log = _free_port(), tmp_path_factory.mktemp("app") / "log.txt"
+    environment = os.environ | {"NO_PROXY": "127.0.0.1,localhost", "GRADIO_TEMP_DIR": str(log.parent / "uploads")}
     with log.open("w") as output:
         command = [Path(sys.executable).with_name("lessonlib"), "app", pets_model, "--port", str(port)]
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | {"NO_PROXY": "127.0.0.1,localhost"})
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     for _ in range(900):
         if "The page is at" in log.read_text() or process.poll() is not None: break
         time.sleep(0.1)
     assert process.poll() is None, log.read_text()
     yield f"http://127.0.0.1:{port}/"
+    left = [path.name for path in (log.parent / "uploads").rglob("*") if path.is_file() and path.stat().st_size]
+    assert left == [], "no upload is kept"
     process.terminate()
     process.wait(20)
 
@@ -112,6 +115,14 @@ def test_page_takes_twenty_files_at_once(page, files):
     assert answers.count() == 20
     for path, text in zip(twenty, answers.all_inner_texts()): assert path.name in text and "%" in text
     picture(page, "page_twenty")
+
+
+def test_page_forgets_a_file_that_is_taken_away(page, files):
+    upload(page, files / "beagle_03.jpg", files / "notes.txt", files / "beagle_04.jpg")
+    page.locator("#pictures button[aria-label='Remove this file']").nth(1).click()
+    page.locator("#answers .refused").wait_for(state="detached")
+    texts = page.locator("#answers .answer").all_inner_texts()
+    assert len(texts) == 2 and "beagle_03.jpg" in texts[0] and "beagle_04.jpg" in texts[1]
 
 
 def test_page_takes_fifty_megapixels(page, files):
@@ -189,6 +200,9 @@ def test_button_drop_paste_and_keyboard(lab, widget, files):
     assert "over" in area.get_attribute("class")
     send(area, "drop", files / "beagle_02.jpg")
     assert "%" in answered(widget, "beagle_02.jpg").inner_text() and "over" not in area.get_attribute("class").split()
+    send(area, "drop", files / "beagle_02.jpg")  # the same once more: the same answer, and the area does not wait for another
+    widget.page.wait_for_function("(node) => node.querySelectorAll('.answer').length === 4", arg=widget.element_handle())
+    widget.locator(".status", has_text="beagle_02.jpg: ").wait_for()
     area.click()
     send(area, "paste", files / "<b>cat & co.jpg")
     assert "cat & co.jpg" in answered(widget, "cat & co.jpg").inner_text()
