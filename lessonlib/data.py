@@ -333,7 +333,7 @@ _DATA_SETS = {record.name: record for record in [
     _DataSet("mnist", 10, 70_000, 290, "CC BY-SA 3.0", _MNIST_SOURCE, True, _build_mnist),
     _DataSet("pet_sketches", 12, 1200, 10, "MIT", _DRAWN, True, _build_sketches),
     _DataSet("pet_sketches_dirty", 12, 1248, 10, "MIT", _DRAWN, True, partial(_build_sketches, dirty=True)),
-    _DataSet("crests", 20, 20_000, 640, "MIT", _DRAWN, True, _build_crests),
+    _DataSet("crests", 20, 20_000, 570, "MIT", _DRAWN, True, _build_crests),
     _DataSet("pets", 37, 7390, 1700, "CC BY-SA 4.0", _PETS_SOURCE, False, partial(_build_from_archives, archives=_PETS_ARCHIVES)),
 ]}
 

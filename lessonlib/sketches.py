@@ -17,6 +17,7 @@ import math
 import random
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -1358,7 +1359,7 @@ def write_dirty_pet_sketches(
         csv.writer(table, lineterminator="\n").writerows([("name", "flaw", "detail"), *((name, *flawed[name]) for name in sorted(flawed))])
     return folder
 
-# %% ../nbs/lib/sketches.ipynb #4ecc41ac
+# %% ../nbs/lib/sketches.ipynb #5450ed4e
 _NAMED = {
     "white": (244, 242, 236), "gold": (240, 184, 48), "red": (200, 40, 48), "maroon": (118, 28, 44), "orange": (238, 122, 36), "navy": (28, 44, 92),
     "blue": (38, 92, 180), "sky": (122, 188, 228), "teal": (22, 128, 128), "green": (30, 116, 66), "lime": (150, 196, 62), "purple": (92, 50, 132),
@@ -1377,7 +1378,7 @@ _SHIELDS = {  # the right half, from top to bottom; a point given twice is a cor
     "hexagon": [(0, -1.06), (0, -1.06), (.46, -.8), (.92, -.54), (.92, -.54), (.92, 0), (.92, .54), (.92, .54), (.46, .8), (0, 1.06), (0, 1.06)],
 }
 
-# %% ../nbs/lib/sketches.ipynb #4d6212e4
+# %% ../nbs/lib/sketches.ipynb #ddb74a28
 def _cornered(points: Sequence, steps: int = 6) -> np.ndarray:
     "As `_curve`, with a corner at each point that is given twice."
     points = np.asarray(points, float)
@@ -1397,7 +1398,7 @@ def _band(x0: float, y0: float, x1: float, y1: float, width: float) -> np.ndarra
     side = along[::-1]*(-1, 1)/np.hypot(*along)*width/2
     return np.array([(x0, y0) + side, (x1, y1) + side, (x1, y1) - side, (x0, y0) - side])
 
-# %% ../nbs/lib/sketches.ipynb #0190b0ac
+# %% ../nbs/lib/sketches.ipynb #0bb212f5
 _DIVISIONS = {  # the areas that have the second colour
     "plain": [],
     "halves": [[(0, -2), (2, -2), (2, 2), (0, 2)]],
@@ -1417,7 +1418,7 @@ _DIVISIONS = {  # the areas that have the second colour
     "diagonal": [[(-2, -2), (2, -2), (2, 2)]],
 }
 
-# %% ../nbs/lib/sketches.ipynb #e88c55fe
+# %% ../nbs/lib/sketches.ipynb #6e732efd
 # Each part: how it is drawn, with which ink, its points. "outline": smooth; "polygon": straight sides; "half" and "corners": the right half of one
 # and of the other; "both" and "both corners": one and its mirror image. A "tube" has points of x, y, half its width; a "disc" x, y, rx, ry.
 # What is "turned" is a polygon and an angle.
@@ -1619,7 +1620,7 @@ _EMBLEMS = {
     ],
 }
 
-# %% ../nbs/lib/sketches.ipynb #df65c849
+# %% ../nbs/lib/sketches.ipynb #163bd2f9
 def _part(c: Canvas, how: str, colour: Colour, points) -> None:
     "One part of an emblem."
     if how == "turned":
@@ -1637,7 +1638,7 @@ def _part(c: Canvas, how: str, colour: Colour, points) -> None:
         else:
             frame.fill(_cornered(points) if how in ("both", "outline") else points, colour)
 
-# %% ../nbs/lib/sketches.ipynb #8e5b3a65
+# %% ../nbs/lib/sketches.ipynb #8a4aa1c7
 @dataclass(frozen=True)
 class Crest:
     "What is laid down about a club's crest. Its colours are names in `_NAMED`."
@@ -1674,7 +1675,7 @@ CRESTS = {
     "windy_peaks": Crest("swiss", "chief", ("lime", "sky"), "peaks", ("teal", "white"), "navy"),
 }
 
-# %% ../nbs/lib/sketches.ipynb #290749e0
+# %% ../nbs/lib/sketches.ipynb #a141a46b
 @dataclass(frozen=True)
 class _Artist:
     "What differs when the same crest is drawn anew. The first drawing has these values."
@@ -1700,7 +1701,7 @@ def _artist(club: str, drawing: int, seed: int) -> _Artist:
                    rng.uniform(-.08, .08), rng.uniform(.01, .03), rng.uniform(.88, 1.08), (math.sin(angle), math.cos(angle)),
                    rng.choice([("main", "light", "dark"), ("light", "dark", "main"), ("dark", "main", "light")]))
 
-# %% ../nbs/lib/sketches.ipynb #5f8615e8
+# %% ../nbs/lib/sketches.ipynb #9148f93f
 def _emblem(c: Canvas, crest: Crest, artist: _Artist, rng: random.Random) -> None:
     "Draws the emblem into a frame whose unit is half its size."
     main = _NAMED[crest.ink[0]]
@@ -1712,7 +1713,7 @@ def _emblem(c: Canvas, crest: Crest, artist: _Artist, rng: random.Random) -> Non
             points = [(*moved[tuple(point[:2])], *point[2:]) for point in points]
         _part(c, how, inks[ink], points)
 
-# %% ../nbs/lib/sketches.ipynb #c24dd861
+# %% ../nbs/lib/sketches.ipynb #9c5b3914
 def _even(path: np.ndarray, step: float) -> np.ndarray:
     "Points along the closed path, `step` apart."
     path = np.concatenate([path, path[:1]])
@@ -1751,7 +1752,7 @@ def _enamel(
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     return (1 + .016*(right*lamp[0] + down*lamp[1]) - .1*(x*lamp[0] + y*lamp[1])).clip(.6, 1.35)
 
-# %% ../nbs/lib/sketches.ipynb #6a1e9c33
+# %% ../nbs/lib/sketches.ipynb #6aed0070
 _CREST_SIDE = 140  # pixels
 _MIDDLE = 140, 138, 120  # where the shield's middle is in a design, and half its width
 _DARK, _BRIGHT = (26, 24, 34), (244, 240, 230)
@@ -1801,7 +1802,7 @@ def _ribbon(c: Canvas, colour: Colour) -> None:
     for margin, ink in ((.03, _DARK), (0, colour)):
         c.fill(np.concatenate([top - (0, margin), (top + (0, .28 + margin))[::-1]])*(1 - .025*(not margin), 1), ink)
 
-# %% ../nbs/lib/sketches.ipynb #dc7616d0
+# %% ../nbs/lib/sketches.ipynb #cb0ca1c8
 @lru_cache(64)  # 400 kB each
 def _design(club: str, drawing: int, seed: int) -> tuple:
     "The crest twice as large as its pictures, and as large: images of Pillow, colours multiplied by how opaque they are (mode RGBa)."
@@ -1823,7 +1824,7 @@ def _design(club: str, drawing: int, seed: int) -> tuple:
     large = Image.frombytes("RGBa", (2*_CREST_SIDE, 2*_CREST_SIDE), content)
     return large, large.reduce(2)
 
-# %% ../nbs/lib/sketches.ipynb #2c838316
+# %% ../nbs/lib/sketches.ipynb #21310085
 @dataclass(frozen=True)
 class CrestChange:
     "How a picture of a crest differs from the design. ValueError for strengths that leave nothing to see."
@@ -1845,7 +1846,7 @@ class CrestChange:
 
 def _known_club(club: str) -> str:
     "`club` itself. ValueError if there is no such club."
-    if club not in CRESTS:
+    if not isinstance(club, str) or club not in CRESTS:
         nearest = difflib.get_close_matches(str(club), CRESTS, n=1, cutoff=0)[0]
         raise ValueError(f"unknown club {club!r}: did you mean {nearest!r}? Known: {', '.join(CRESTS)}")
     return club
@@ -1863,7 +1864,7 @@ def crest_change(
                  rng.uniform(-.3, .3), rng.choice([0, rng.uniform(.3, 1.6)]), rng.choice([0, 0, rng.uniform(2, 12)]), rng.uniform(.55, 1.3)]
     return CrestChange(*(round(strength, 3) for strength in strengths))
 
-# %% ../nbs/lib/sketches.ipynb #84690e69
+# %% ../nbs/lib/sketches.ipynb #9a1b251d
 def _projection(
     change: CrestChange,
     side: int,  # of the design, in pixels
@@ -1901,7 +1902,7 @@ def _lit(image, change: CrestChange, rng: random.Random):
     pixels[..., :3] = colour.clip(0, 255)*(pixels[..., 3:] > 0)
     return Image.fromarray(pixels)
 
-# %% ../nbs/lib/sketches.ipynb #8f8a5c93
+# %% ../nbs/lib/sketches.ipynb #7f08d27d
 def draw_crest(
     club: str,  # one of `CRESTS`
     drawing: int = 0,  # 0: the club's own; 1, 2, ...: the same crest, drawn anew by other artists
@@ -1928,7 +1929,7 @@ def draw_crest_variant(
     change = replace(crest_change(club, number, drawing, seed), **instead)
     return _lit(_moved(_design(club, drawing, seed), change), change, random.Random(f"{seed} {club} {drawing} {number} noise"))
 
-# %% ../nbs/lib/sketches.ipynb #df83a35c
+# %% ../nbs/lib/sketches.ipynb #ce69f7ad
 def _write_variant(folder: Path, seed: int, which: tuple[str, int]) -> tuple:
     "Draws one picture into its file; the row of `variants.csv`."
     club, number = which
@@ -1948,13 +1949,14 @@ def write_crests(
 
     `variants.csv` has a row for each: name, club, and the strengths of its `CrestChange`. ValueError for an unknown club.
     """
-    folder, clubs = Path(folder), [_known_club(club) for club in (CRESTS if clubs is None else clubs)]
+    folder, clubs = Path(folder), list(dict.fromkeys(_known_club(club) for club in (CRESTS if clubs is None else clubs)))
     for club in clubs:
         (folder/club).mkdir(parents=True)
         _design(club, 0, seed)  # now, and not in each of the threads
     which = [(club, number) for club in clubs for number in range(1, count + 1)]
-    rows = _thread_map(partial(_write_variant, folder, seed), which, _threads() if threads is None else threads)
-    rows = list(_progress(rows, "drawing crests", len(which)))
+    drawn = _thread_map(partial(_write_variant, folder, seed), which, _threads() if threads is None else threads)
+    with closing(drawn):  # interrupted, it stops at once: otherwise its threads would go on
+        rows = list(_progress(drawn, "drawing crests", len(which)))
     with open(folder/"variants.csv", "w", newline="", encoding="utf-8") as table:
         csv.writer(table, lineterminator="\n").writerows([("name", "club", *(field.name for field in fields(CrestChange))), *rows])
     return folder

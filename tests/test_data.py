@@ -18,6 +18,7 @@ import tarfile
 import threading
 import time
 import zipfile
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -376,6 +377,95 @@ def test_somebody_elses_folder_is_left_alone(tiny, tmp_path):
     assert visible(tmp_path / "tiny") == ["mine.txt"]
     (tmp_path / "tiny" / "mine.txt").unlink()
     assert visible(get_data(tiny, root=tmp_path)) == ["a.txt"]  # an empty folder is no obstacle
+
+
+# ---- the crests of some clubs
+
+PAIR = ["harbour_lions", "hilltop_falcons"]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two pictures a club instead of a thousand."""
+    import lessonlib.sketches as sketches
+
+    monkeypatch.setattr(sketches, "write_crests", partial(sketches.write_crests, count=2))
+
+
+def test_a_selection_has_a_folder_of_its_own(few, tmp_path):
+    folder = get_data("crests", root=tmp_path, clubs=PAIR)
+    assert folder == tmp_path / "crests-harbour_lions-hilltop_falcons" and visible(folder) == [*PAIR, "variants.csv"]
+    assert [parent_label(file) for file in image_files(folder)] == [PAIR[0]] * 2 + [PAIR[1]] * 2
+    others = get_data("crests", root=tmp_path, clubs=["tower_green"])
+    assert others == tmp_path / "crests-tower_green" and len(image_files(others)) == 2 and len(image_files(folder)) == 4
+    assert visible(tmp_path) == [folder.name, others.name]
+
+
+@pytest.mark.parametrize("clubs", [PAIR[::-1], tuple(PAIR) + tuple(PAIR), iter(PAIR), dict.fromkeys(PAIR)])
+def test_order_and_repetition_of_clubs_do_not_matter(few, tmp_path, monkeypatch, clubs):
+    folder = get_data("crests", root=tmp_path, clubs=PAIR)
+    monkeypatch.setattr(data, "_materialise", None)  # nothing is built again
+    assert get_data("crests", root=tmp_path, clubs=clubs) == folder
+
+
+def test_all_clubs_are_the_whole_data_set(few, tmp_path):
+    from lessonlib.sketches import CRESTS
+
+    folder = get_data("crests", root=tmp_path, clubs=CRESTS)
+    assert folder == tmp_path / "crests" == get_data("crests", root=tmp_path) and len(image_files(folder)) == 2 * len(CRESTS)
+
+
+def test_long_selections_get_a_short_name(few, tmp_path):
+    from lessonlib.sketches import CRESTS
+
+    first, second = (get_data("crests", root=tmp_path, clubs=list(CRESTS)[start:start + 7]) for start in (0, 1))
+    assert first != second and first.name.startswith("crests-7-clubs-") and len(first.name) < 40
+    assert len(image_files(first)) == 14
+
+
+@pytest.mark.parametrize("clubs, error, message", [
+    ("harbour_lions", TypeError, "clubs='harbour_lions', expected a list"),
+    (2, TypeError, "clubs=2, expected a list"),
+    ([], ValueError, "clubs is empty, expected at least one"),
+    (["harbour_lion"], ValueError, "unknown club 'harbour_lion': did you mean 'harbour_lions'"),
+    (["harbour_lions", 3], ValueError, "unknown club 3"),
+    (["harbour_lions", ["hilltop_falcons"]], ValueError, "unknown club"),
+])
+def test_wrong_clubs(tmp_path, clubs, error, message):
+    with pytest.raises(error, match=message):
+        get_data("crests", root=tmp_path, clubs=clubs)
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_crests_have_clubs(tmp_path):
+    with pytest.raises(ValueError, match="clubs=.*goes with 'crests', and 'mnist' has no clubs"):
+        get_data("mnist", root=tmp_path, clubs=PAIR)
+    assert os.listdir(tmp_path) == []
+
+
+def test_half_drawn_crests_do_not_appear(few, tmp_path, monkeypatch):
+    import lessonlib.sketches as sketches
+
+    def fails(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sketches, "_lit", fails)
+        with pytest.raises(KeyboardInterrupt):
+            get_data("crests", root=tmp_path, clubs=PAIR)
+    assert visible(tmp_path) == [] and not list(tmp_path.glob("*.partial"))
+    assert len(image_files(get_data("crests", root=tmp_path, clubs=PAIR))) == 4
+
+
+def test_two_clubs_have_two_thousand_crests():
+    """The promise to lesson 13: all files, found ready at the second call, as large as the table says."""
+    folder = get_data("crests", clubs=PAIR)
+    files, row = image_files(folder), datasets().set_index("name").loc["crests"]
+    assert Counter(map(parent_label, files)) == dict.fromkeys(PAIR, 1000) and verify_images(files[::50]) == []
+    assert (folder / "variants.csv").read_text().count("\n") == 2001
+    assert row[["classes", "images", "offline"]].tolist() == [20, 20_000, True]
+    mb = sum(-(-file.stat().st_size // 4096) * 4096 for file in files) / 1e6
+    assert abs(mb - row.mb / 10) < .15 * mb
 
 
 # ---- downloads

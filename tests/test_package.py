@@ -29,6 +29,7 @@ CONTRACT = {
     "pretrain": "pretrain Recipe read_tiny_imagenet",
     "pipeline": """Slips crest_data crest_experiment compare_rates load_several_ways turned agreement LayerLog TensorBoardLog plot_layers
                    item_table""",
+    "sketches": "PET_BREEDS draw_pet contact_sheet CRESTS CrestChange crest_change draw_crest draw_crest_variant write_crests",
     "doctor": "doctor",
     "progress": "Progress store progress plot_progress calibration due class_report",
     "questions": "Question Feedback mark lint lint_glossary glossary questionnaire_template stripped",
