@@ -295,6 +295,7 @@ def test_every_and_layers():
     learn, *_ = small_learner([log])
     learn.fit(1, lr=0.1)
     assert log.table[log.table.layer != ""].step.unique().tolist() == [0, 2] and set(log.table.layer) == {"", "2"}
+    assert log.table[log.table.quantity == "train_loss"].step.tolist() == [0, 2]
 
 
 def test_validation_leaves_no_rows_and_no_hook_stays():
