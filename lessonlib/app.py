@@ -544,16 +544,14 @@ _APP_FILES = {"app.py", "requirements.txt", "model.safetensors", "README.md"}
 
 
 def _requirements() -> str:
-    "What the page needs, as ranges, without a GPU's libraries."
+    "What the page needs, as ranges."
     from importlib.metadata import requires
 
     import lessonlib
 
     numbers = [int(number) for number in lessonlib.__version__.split(".")[:2]]
     named = [line.partition(";")[0].strip() for line in requires("lessonlib") or [] if line.startswith(("gradio", "torch", "pillow"))]
-    return "\n".join([f"lessonlib>={lessonlib.__version__},<{numbers[0]}.{numbers[1] + 1}", *sorted(named),
-                      "# Small builds for computers without a GPU; delete the next line where there is one.",
-                      "--extra-index-url https://download.pytorch.org/whl/cpu", ""])
+    return "\n".join([f"lessonlib>={lessonlib.__version__},<{numbers[0]}.{numbers[1] + 1}", *sorted(named), ""])
 
 
 def export_app(
