@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .data import _home, _progress, get_data, image_files, load_images, parent_label, random_split
+from .data import _home, _locked, _progress, get_data, image_files, load_images, parent_label, random_split
 from .doctor import _dead_units
 from .learner import Callback, _check_epochs, _check_lr
 
@@ -46,14 +46,16 @@ def redrawn_crests(
     from lessonlib.sketches import draw_crest_variant
 
     target = _home(root)/f"crests_redrawn-{'-'.join(sorted(clubs))}-{count}"
-    if target.exists(): return target
-    unfinished = target.with_name(f"unfinished_{target.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for club in sorted(clubs): (unfinished/club).mkdir(parents=True)
-    names = [(club, number) for club in sorted(clubs) for number in range(1, count + 1)]
-    for club, number in _progress(names, "drawing crests anew"):
-        draw_crest_variant(club, number, drawing=1).save(unfinished/club/f"{club}_{number:04}.png", compress_level=1)
-    unfinished.rename(target)
+    unfinished = target.with_name(f".{target.name}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.with_name(f".{target.name}.lock")):
+        if target.exists(): return target  # drawn before, or by another process meanwhile
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
+        for club in sorted(clubs): (unfinished/club).mkdir(parents=True)
+        names = [(club, number) for club in sorted(clubs) for number in range(1, count + 1)]
+        for club, number in _progress(names, "drawing crests anew"):
+            draw_crest_variant(club, number, drawing=1).save(unfinished/club/f"{club}_{number:04}.png", compress_level=1)
+        unfinished.rename(target)  # it appears when it is complete
     return target
 
 
