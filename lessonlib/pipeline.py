@@ -9,9 +9,9 @@ __all__ = ['REPAIRED', 'RATES', 'Slips', 'redrawn_crests', 'Crests', 'crest_data
 
 # %% ../nbs/lessons/13_pipeline.ipynb #1e75c0b3
 import math
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .data import _home, _locked, _progress, get_data, image_files, load_images, parent_label, random_split
+from .data import (_MARKER, _crest_selection, _home, _materialise, _progress, get_data, image_files, load_images, parent_label,
+                            random_split)
 from .doctor import _dead_units
 from .learner import Callback, _check_epochs, _check_lr
 
@@ -37,25 +38,33 @@ REPAIRED = Slips(False, False, False, False)
 RATES = (0.00001, 0.0001, 0.001, 0.01, 0.1, 1.0)  # the learning rates that are tried
 
 # %% ../nbs/lessons/13_pipeline.ipynb #03a6acec
+def _draw_anew(folder: Path, clubs: list[str], count: int) -> None:
+    "Draws the other artist's crests: `CLUB/CLUB_0001.png` and so on."
+    from lessonlib.sketches import draw_crest_variant
+
+    for club in clubs: (folder/club).mkdir()
+    names = [(club, number) for club in clubs for number in range(1, count + 1)]
+    for club, number in _progress(names, "drawing crests anew"):
+        draw_crest_variant(club, number, drawing=1).save(folder/club/f"{club}_{number:04}.png", compress_level=1)
+
+
 def redrawn_crests(
     clubs,  # names of clubs, as for `get_data`
     count: int = 200,  # pictures of each club
     root=None,  # as for `get_data`
 ) -> Path:  # a folder with a folder for each club
-    "The same crests drawn anew by another artist, in as many variants. Drawn once; later only looked up. `ValueError` for an unknown club."
-    from lessonlib.sketches import draw_crest_variant
+    """The same crests drawn anew by another artist, in as many variants. Drawn once; later only looked up.
 
-    target = _home(root)/f"crests_redrawn-{'-'.join(sorted(clubs))}-{count}"
-    unfinished = target.with_name(f".{target.name}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_name(f".{target.name}.lock")):
-        if target.exists(): return target  # drawn before, or by another process meanwhile
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
-        for club in sorted(clubs): (unfinished/club).mkdir(parents=True)
-        names = [(club, number) for club in sorted(clubs) for number in range(1, count + 1)]
-        for club, number in _progress(names, "drawing crests anew"):
-            draw_crest_variant(club, number, drawing=1).save(unfinished/club/f"{club}_{number:04}.png", compress_level=1)
-        unfinished.rename(target)  # it appears when it is complete
+    `ValueError` for an unknown club and a count below 1, `TypeError` for a single name.
+    """
+    from lessonlib.sketches import _known_club
+
+    if count < 1: raise ValueError(f"count={count}: expected 1 picture of each club, or more")
+    selection = _crest_selection(clubs)
+    build = partial(_draw_anew, clubs=sorted({_known_club(club) for club in clubs}), count=count)
+    record = replace(selection, name=f"{selection.name}-redrawn-{count}", build=build)
+    target = _home(root)/record.name
+    if not (target/_MARKER).is_file(): _materialise(record, target)
     return target
 
 
@@ -135,6 +144,13 @@ def _batches(data: Crests, slips: Slips, batch_size: int, generator) -> Iterator
     for rows in order.split(batch_size): yield _scaled(data.pixels.index_select(0, rows), slips, room), data.targets[rows]
 
 
+def _lists(seeds, rates) -> tuple[list, list]:
+    "Starts and learning rates as lists. `ValueError` where there are none."
+    seeds, rates = list(seeds), list(rates)
+    if not seeds or not rates: raise ValueError(f"seeds={seeds}, rates={rates}: expected one or more of each")
+    return seeds, rates
+
+
 def compare_rates(
     data: Crests,
     slips: Slips = Slips(),  # noqa: B008 - it cannot be changed
@@ -143,8 +159,12 @@ def compare_rates(
     steps: int = 1,  # tried with each rate
     batch_size: int = 64,
 ) -> Tensor:  # (rates, seeds): the loss that is printed after the last of these steps
-    "Try learning rates for some steps each, with the slips of the found experiment or without. `ValueError` for a rate that is not above 0."
-    printed = []
+    """Try learning rates for some steps each, with the slips of the found experiment or without.
+
+    `ValueError`: a rate that is not above 0, no rate or start at all, fewer steps than one or more than an epoch has.
+    """
+    (seeds, rates), most, printed = _lists(seeds, rates), math.ceil(len(data.pixels) / batch_size), []
+    if not 1 <= steps <= most: raise ValueError(f"steps={steps}: expected 1 to {most}, the mini-batches of an epoch")
     for place, rate in enumerate(rates):
         own_seeds = [1000 * (place + 1) + seed for seed in seeds] if slips.new_starts else seeds
         (weights, bias), generator = starting_weights(data.pixels.shape[1], own_seeds), torch.Generator().manual_seed(0)
@@ -189,9 +209,10 @@ def crest_experiment(
     the answer is the first club. Only the starts differ from run to run: the split and the order of the mini-batches do not.
     """
     import pandas as pd
+    seeds, rates = _lists(seeds, rates)
     weights, bias = starting_weights(data.pixels.shape[1], seeds)
     chosen = compare_rates(data, slips, seeds, rates, batch_size=batch_size).argmin(0).tolist()  # of several equal ones the first
-    first = {"seed": list(seeds), "lr": [rates[place] for place in chosen]}
+    first = {"seed": seeds, "lr": [rates[place] for place in chosen]}
     lr = torch.tensor(first["lr"])
     rows, generator = [first | {"epoch": 0, "train_loss": math.nan} | _measured(data, slips, weights, bias)], torch.Generator().manual_seed(0)
     for epoch in _progress(range(1, _check_epochs(epochs) + 1), "training from ten starts"):

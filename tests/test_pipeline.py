@@ -206,8 +206,30 @@ def test_redrawn_crests_are_drawn_once_and_never_half(tmp_path, monkeypatch):
     assert len(image_files(redrawn_crests(CLUBS, 3, tmp_path))) == 6  # what was half is drawn anew
 
 
-def test_unknown_club(tmp_path):
-    with pytest.raises(ValueError, match="harbour_lions"): redrawn_crests(["harbour_lion"], 1, tmp_path)
+@pytest.mark.parametrize("clubs, error, said", [
+    (["harbour_lion"], ValueError, "harbour_lions"), (["../../evil"], ValueError, "evil"),
+    ("harbour_lions", TypeError, "list of names"), ([], ValueError, "empty")])
+def test_clubs_that_cannot_be_leave_nothing_behind(tmp_path, clubs, error, said):
+    with pytest.raises(error, match=said): redrawn_crests(clubs, 1, tmp_path / "home")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="count=0"): redrawn_crests(CLUBS, 0, tmp_path)
+
+
+def test_clubs_may_be_named_twice_and_all_of_them(tmp_path):
+    from lessonlib.sketches import CRESTS
+
+    assert len(image_files(redrawn_crests([*CLUBS, *CLUBS], 1, tmp_path))) == 2
+    assert len(image_files(redrawn_crests(list(CRESTS), 1, tmp_path))) == 20
+
+
+@pytest.mark.parametrize("arguments", [{"steps": 0}, {"steps": 1000}, {"rates": ()}, {"seeds": []}], ids=str)
+def test_rates_cannot_be_compared_with_nothing(tiny, arguments):
+    with pytest.raises(ValueError, match="expected"): compare_rates(tiny, **arguments)
+
+
+def test_starts_may_come_from_a_generator(tiny):
+    assert compare_rates(tiny, seeds=(seed for seed in (0, 1))).shape == (len(RATES), 2)
+    assert crest_experiment(tiny, seeds=(seed for seed in (0, 1)), epochs=1).record.seed.tolist() == [0, 1, 0, 1]
 
 
 # ---- the looks before training
