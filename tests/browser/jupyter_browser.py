@@ -149,7 +149,8 @@ _CLOSE = """async () => {
   if (panel.sessionContext.session) await panel.sessionContext.shutdown();
   panel.dispose();
 }"""
-_LIVE = ".jp-OutputArea-child:has(.lessonlib-explorer .lessonlib-row > svg)"
+PICTURE = ":is(.lessonlib-row > svg, .js-plotly-plot .main-svg)"  # what an explorer draws; the model zoo's is plotly's
+_LIVE = f".jp-OutputArea-child:has(.lessonlib-explorer {PICTURE})"
 
 
 def write_notebook(path, *cells):

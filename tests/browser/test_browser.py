@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from jupyter_browser import REPOSITORY, write_notebook
+from jupyter_browser import PICTURE, REPOSITORY, write_notebook
 
 COURSE_MAP = (REPOSITORY / "README.md").read_text(encoding="utf-8")  # lessons that it does not link are being written
 LESSONS = sorted(path.stem for path in (REPOSITORY / "nbs" / "lessons").glob("*.ipynb") if f"(nbs/lessons/{path.name})" in COURSE_MAP)
@@ -42,7 +42,7 @@ def wait_for_words(explorer, text):
 def scroll_to(explorer):
     """Bring an explorer into view; JupyterLab does not lay out cells that are far away."""
     explorer.evaluate("(explorer) => explorer.scrollIntoView({block: 'center'})")
-    explorer.locator(".lessonlib-row > svg").first.wait_for()
+    explorer.locator(PICTURE).first.wait_for()
 
 
 def focus_slider(explorer, number=0):
