@@ -112,6 +112,7 @@ def _picture(source, max_mb: float):
     except Image.DecompressionBombError as problem:
         most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ValueError(f"the picture has too many pixels, at most {most:.0f} million are read: save a smaller one") from problem
+    except MemoryError: raise  # the file may be in order
     except Exception as problem:  # damaged files make Pillow's readers raise errors of many kinds
         raise ValueError(f"the picture is damaged or cut short ({problem}): open it in a viewer, or copy it again") from problem
 
@@ -170,6 +171,9 @@ class Predictor:
         with self._door:
             try: answer = self._asked(_picture(content, self.max_mb), name)
             except ValueError as problem: answer = Answer(name, problem=str(problem))
+            except (RuntimeError, MemoryError) as problem:  # PyTorch says with a RuntimeError that the memory is full
+                reason = next(iter(str(problem).splitlines()), "")[:200] or type(problem).__name__
+                answer = Answer(name, problem=f"the model could not answer ({reason}): try a smaller picture")
             self.history.append(answer)
             del self.history[:-_MOST_ANSWERS]
         return answer
@@ -437,17 +441,18 @@ def _gradio():
 
 
 def _answer_and_delete(predictor: Predictor, most: int = 1000):
-    """A function that answers for one uploaded file and deletes it.
+    """A function that answers for one uploaded file and deletes it, whatever happens.
 
     Gradio asks again when one of several files is taken away, and it makes a file's path from its content, so that two people may have the
-    same: answers are kept by path for a while, without the files.
+    same: answers are kept by path for a while, without the files. Where there was a problem, a file that is sent again is looked at again.
     """
     recent, door = {}, threading.Lock()
 
     def answered(path: str) -> Answer:
         with door:
-            if path not in recent: recent[path] = predictor.predict(path)
-            Path(path).unlink(missing_ok=True)
+            try:
+                if path not in recent or (recent[path].problem and Path(path).is_file()): recent[path] = predictor.predict(path)
+            finally: Path(path).unlink(missing_ok=True)
             while len(recent) > most: del recent[next(iter(recent))]
             return recent[path]
     return answered
@@ -486,7 +491,8 @@ def serve(
     host: str = "127.0.0.1",  # this computer only; "0.0.0.0" is for a hosting service
     block: bool = True,  # wait until Ctrl+C; False: return at once
 ):  # gradio.Blocks; its `local_url` is the address, its `close()` ends it
-    "Show the page. OSError: the port is taken. ImportError: Gradio is missing."
+    "Show the page. ValueError: there is no such port. OSError: the port is taken. ImportError: Gradio is missing."
+    if port is not None and not 1 <= port <= 65535: raise ValueError(f"port={port}: expected 1 to 65535, such as 7860")
     page = build_page(model)
     wanted = {"server_name": host, "server_port": port, "inbrowser": open_browser, "share": False, "quiet": True, "ssr_mode": False,
               "max_file_size": f"{_MOST_MB}mb", "footer_links": [], "show_api": False, "prevent_thread_lock": True}
@@ -540,7 +546,7 @@ files, and write its name instead of the first line of `requirements.txt`.
 - Say on the page what it is for and what it must not be used for.
 - People will upload pictures of people. This program deletes an upload as soon as it is answered; what the service keeps, its terms say.
 """
-_APP_FILES = {"app.py", "requirements.txt", "model.safetensors", "README.md"}
+_APP_FILES = ("model.safetensors", "requirements.txt", "README.md", "app.py")  # in the order in which they are written
 
 
 def _requirements() -> str:
@@ -566,8 +572,8 @@ def export_app(
 
     folder, predictor = Path(folder), Predictor(model)
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if found - _APP_FILES or (folder.exists() and not folder.is_dir()):
-        raise FileExistsError(f"{folder} holds {', '.join(sorted(found - _APP_FILES)[:3]) or 'a file'}, which was not written by export_app: "
+    if found - set(_APP_FILES) or (folder.exists() and not folder.is_dir()):
+        raise FileExistsError(f"{folder} holds {', '.join(sorted(found - set(_APP_FILES))[:3]) or 'a file'}, which was not written by export_app: "
                               "choose a new folder")
     names = ", ".join(predictor.classes)
     texts = {"app.py": _APP_PY, "requirements.txt": _requirements(),
@@ -578,11 +584,11 @@ def export_app(
         else: predictor.learn.export(Path(spare, "model.safetensors"))
         for name, text in texts.items(): Path(spare, name).write_text(text, encoding="utf-8")
         folder.mkdir(exist_ok=True)
-        for name in sorted(_APP_FILES): _put(Path(spare, name), folder / name)  # app.py first, so that a broken copy is seen at once
+        for name in _APP_FILES: _put(Path(spare, name), folder / name)  # app.py last: where it is, all that it needs is there too
     return folder
 
 
 def _put(source: Path, target: Path) -> None:
     "Move a complete file to its place, all at once, after it has reached the disk."
-    with open(source, "rb") as file: os.fsync(file.fileno())
+    with open(source, "r+b") as file: os.fsync(file.fileno())  # "+": Windows does this only for a file that may be written
     os.replace(source, target)

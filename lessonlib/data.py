@@ -852,6 +852,8 @@ def _body(url: str, max_bytes: int, timeout: float, given_up: threading.Event) -
     with _web_client(url) as client, client.get(url, timeout=timeout, stream=True) as reply:
         if 400 <= reply.status_code < 500: raise _NotFetchedError(f"the server answers {reply.status_code} {reply.reason}", final=True)
         reply.raise_for_status()
+        if reply.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):  # a few bytes could unpack to gigabytes
+            raise _NotFetchedError("the server compresses the picture although it was asked not to", final=True)
         content = bytearray()
         for part in reply.iter_content(2**14):
             content += part
@@ -873,9 +875,9 @@ def _fetch(
     given_up = threading.Event()
     try: return _in_time(partial(_body, url, max_bytes, timeout, given_up), seconds, cancelled)
     except TimeoutError: raise _NotFetchedError(f"it took more than {seconds:g} seconds", final=False) from None
-    except RequestException as problem:
-        if isinstance(problem, ValueError): raise _NotFetchedError(f"it is no address of an image ({problem})", final=True) from problem
-        raise _NotFetchedError(_in_plain_words(problem, timeout), final=False) from problem
+    except ValueError as problem:  # of requests, of urllib3 and of Python itself, which read an address in turn, also that of a redirect
+        raise _NotFetchedError(f"it is no address of an image ({problem})", final=True) from problem
+    except RequestException as problem: raise _NotFetchedError(_in_plain_words(problem, timeout), final=False) from problem
     finally: given_up.set()
 
 

@@ -117,7 +117,7 @@ def grown(path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answer = predictor.predict(path)
     assert not answer.problem, answer
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes
 print(*[grown(path) for path in sys.argv[2:]])
 """
 
@@ -162,6 +162,21 @@ def test_too_many_pixels_too_many_bytes_no_file(predictor, pets_model, tmp_path,
 
     monkeypatch.setattr(Path, "read_bytes", refused)
     assert predictor.predict(tmp_path / "a.jpg").problem == "it cannot be read (Permission denied)"
+
+
+@pytest.mark.parametrize("problem, words", [(RuntimeError("out of memory: 9 GiB\nfor experts"), "out of memory: 9 GiB"),
+                                            (MemoryError(), "MemoryError")], ids=["PyTorch", "Python"])
+def test_a_model_that_fails_gets_a_sentence(predictor, monkeypatch, problem, words):
+    def fail(*_): raise problem
+
+    expected = f"the model could not answer ({words}): try a smaller picture"
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor.learn, "predict", fail)
+        assert predictor.predict(WHOLE, "a.jpg") == predictor.history[-1] == Answer("a.jpg", problem=expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "_made_smaller", fail)
+        assert ("damaged" in predictor.predict(WHOLE).problem) == isinstance(problem, RuntimeError), "a full memory is no fault of the file"
+    assert predictor.predict(WHOLE).label, "the next picture is answered"
 
 
 @pytest.mark.parametrize("content", [None, 7, ["a.jpg"], {"a": 1}])
@@ -297,6 +312,23 @@ def test_uploads_are_deleted_once_they_are_answered_and_answers_stay_for_a_while
     assert answered(paths[2]) is first[2] and answered(paths[0]).problem == "there is no such file", "the oldest of three is forgotten"
 
 
+def test_uploads_are_deleted_also_when_the_model_fails(predictor, tmp_path, monkeypatch):
+    answered, path, problems = app._answer_and_delete(predictor), tmp_path / "a.jpg", [KeyError("a mistake"), RuntimeError("out of memory")]
+
+    def fail(*_): raise problems.pop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor.learn, "predict", fail)
+        path.write_bytes(WHOLE)
+        assert "out of memory" in answered(str(path)).problem and not path.exists()
+        assert "out of memory" in answered(str(path)).problem, "Gradio asks again: kept"
+        path.write_bytes(WHOLE)
+        with pytest.raises(KeyError): answered(str(path))
+        assert not path.exists()
+    path.write_bytes(WHOLE)
+    assert not answered(str(path)).problem and not path.exists(), "the same picture, sent again later, is looked at again"
+
+
 def test_a_taken_port_is_told(pets_model):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -348,6 +380,28 @@ def test_export_refuses_what_it_must_not_touch(pets_model, tmp_path):
     with pytest.raises(ValueError, match="newer lessonlib"): export_app(newer, tmp_path / "page")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "newer.safetensors"]
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.docx"]
+
+
+def test_export_reaches_the_disk_and_app_py_comes_last(pets_model, tmp_path, monkeypatch):
+    """An interrupted export leaves nothing that starts without its model. Windows refuses to fsync a file that was opened for reading only."""
+    if sys.platform != "win32":
+        import fcntl
+
+        def fsync(number):
+            if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY: raise OSError(9, "Bad file descriptor")
+
+        monkeypatch.setattr(app.os, "fsync", fsync)
+    put, moved = app._put, []
+
+    def put_two(source, target):
+        if len(moved) == 2: raise KeyboardInterrupt
+        moved.append(target.name)
+        put(source, target)
+
+    assert (export_app(pets_model, tmp_path / "whole") / "app.py").is_file()
+    monkeypatch.setattr(app, "_put", put_two)
+    with pytest.raises(KeyboardInterrupt): export_app(pets_model, tmp_path / "half")
+    assert moved == ["model.safetensors", "requirements.txt"] and sorted(path.name for path in (tmp_path / "half").iterdir()) == moved
 
 
 def test_export_is_renewed_and_takes_a_learner(pets_model, tmp_path):

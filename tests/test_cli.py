@@ -181,6 +181,12 @@ def test_app_command_exports_and_says_what_is_wrong(pets_model, tmp_path, monkey
         assert said.startswith("lessonlib: ") and words in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("port", [-1, 0, 65536, 99999])
+def test_app_command_refuses_a_port_that_cannot_be(pets_model, capsys, port):
+    assert cli.main(["app", str(pets_model), f"--port={port}"]) == 2
+    assert capsys.readouterr().err == f"lessonlib: port={port}: expected 1 to 65535, such as 7860\n"
+
+
 def test_app_command_passes_its_options_on(pets_model, monkeypatch):
     import lessonlib.app
 

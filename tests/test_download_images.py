@@ -1,4 +1,5 @@
 """Pictures from the web: a server on this computer that does everything wrong that servers do, and searches without a network."""
+import gzip
 import hashlib
 import http.server
 import io
@@ -61,6 +62,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def round(self): self.head(302, Location="/round")
 
     def to_a_file(self): self.head(302, Location="file:///etc/hostname")
+
+    def to_half_an_address(self): self.head(302, Location="http://[::1/a.jpg")
+
+    def to_an_empty_label(self): self.head(302, Location="http://..a/a.jpg")
+
+    def to_no_port(self): self.head(302, Location="http://127.0.0.1:99999/a.jpg")
+
+    def compressed(self):
+        content = gzip.compress(ORANGE)
+        self.head(Content_Type="image/jpeg", Content_Length=len(content), Content_Encoding="gzip")
+        self.wfile.write(content)
+
+    def identity(self):
+        self.head(Content_Type="image/jpeg", Content_Length=len(ORANGE), Content_Encoding="Identity")
+        self.wfile.write(ORANGE)
 
     def far_too_long(self):
         self.head(Content_Type="image/jpeg", Content_Length=10**12)
@@ -127,7 +143,9 @@ def test_good_pictures_are_kept_under_names_from_their_content(server, tmp_path,
 
 
 FAILURES = {"missing": "404", "broken": "500", "page": "no image.*text/html", "empty.jpg": "no image", "cut.jpg": "no image",
-            "drawing.svg": "no image.*svg", "round": "in circles", "to_a_file": "no address of an image", "far_too_long": "larger than 1 MB",
+            "drawing.svg": "no image.*svg", "round": "in circles", "to_a_file": "no address of an image",
+            "to_half_an_address": "no address of an image", "to_an_empty_label": "no address of an image", "to_no_port": "no address of an image",
+            "compressed": "asked not to", "far_too_long": "larger than 1 MB",
             "endless": "larger than 1 MB", "drip": "took more than 3 seconds", "drip_head": "took more than 3 seconds",
             "silent": "silent for 2 seconds", "hangs_up": "broke off"}
 
@@ -146,6 +164,25 @@ def test_addresses_that_are_none(tmp_path):
     assert report.status.tolist() == ["failed"] * len(wrong) and all("no address" in reason for reason in report.reason)
     assert len(download_images([], tmp_path)) == 0
     with pytest.raises(TypeError, match=r"try \[url\]"): download_images("http://127.0.0.1/a.jpg", tmp_path)
+
+
+def test_a_malformed_address_spoils_nothing_for_the_others(server, tmp_path):
+    """Python, urllib3 and requests each have their own error for these."""
+    wrong = ["http://[::1/a.jpg", "http://a:99999/a.jpg", "http://a:b/a.jpg", f"http://{'a' * 70}.org/a.jpg", "http://..a/a.jpg", "http://a\0b/a.jpg",
+             f"{server.url}/to_half_an_address", f"{server.url}/to_an_empty_label"]
+    report = download_images([*wrong, f"{server.url}/orange.jpg"], tmp_path)
+    assert report.status.tolist() == ["failed"] * len(wrong) + ["ok"] and names(tmp_path) == [expected_name(ORANGE, ".jpg")]
+    assert all("no address of an image" in reason for reason in report.reason[:-1])
+
+
+def test_compressed_pictures_are_refused_before_they_are_unpacked(server, tmp_path, monkeypatch):
+    """Some versions of urllib3 unpack without a limit, so that a few bytes would fill the memory."""
+    read = []
+    iter_content = requests.Response.iter_content
+    monkeypatch.setattr(requests.Response, "iter_content", lambda self, *sizes: read.append(self.url) or iter_content(self, *sizes))
+    report = download_images([f"{server.url}/compressed", f"{server.url}/identity"], tmp_path, threads=1)
+    assert report.status.tolist() == ["failed", "ok"] and "compresses the picture" in report.reason[0] and read == [f"{server.url}/identity"]
+    assert [headers["Accept-Encoding"] for _, headers in server.requests] == ["identity"] * 2
 
 
 def test_no_network_is_told_for_each_address(tmp_path, monkeypatch):
