@@ -61,18 +61,34 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _known_device(device: str | torch.device | None) -> torch.device:
+    "The device, or the GPU if there is one, else the processor. ValueError for one that this machine does not have."
+    kind, problem = str(device or ("cuda" if torch.cuda.is_available() else "cpu")), ""
+    try: device = torch.device(kind)
+    except RuntimeError: problem = "is no device that torch knows"
+    else:
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count(): problem = "is not in this machine"
+        if device.type == "mps" and not torch.backends.mps.is_available(): problem = "is not in this machine"
+    if problem: raise ValueError(f'device={kind!r} {problem}: expected device="cpu", or the name of a GPU that is here, such as "cuda" or "cuda:1"')
+    return device
+
+
 def this_machine(
     device: str | torch.device | None = None,  # default: the GPU if there is one, else the processor
 ) -> dict:  # device, machine, threads, torch
-    "What a measured time belongs to: device, machine (its processor and cores, or its GPU), threads, and the version of torch."
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """What a measured time belongs to: device, machine (its processor and cores, or its GPU), threads, and the version of torch.
+
+    ValueError for a device that is not here.
+    """
+    device = _known_device(device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     machine = gpu or f"{_processor()}, {os.cpu_count()} cores"
-    return {"device": device.type, "machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__.partition("+")[0]}
+    return {"device": str(device), "machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__.partition("+")[0]}
 
 
-def _free_mb() -> float:
-    "Memory that a new model may take, in MB; inf where the system does not tell."
+def _free_mb(device: torch.device = torch.device("cpu")) -> float:  # noqa: B008
+    "Memory that a new model may take on a device, in MB; inf where the system does not tell."
+    if device.type == "cuda": return torch.cuda.mem_get_info(device)[0] / 1e6
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024 / 1e6
@@ -90,7 +106,8 @@ def typical(
 # %% ../nbs/lessons/11_model_zoo.ipynb #97b7dfa0
 def _wait(device: torch.device) -> None:
     "Until the GPU has done all that it was given; a processor has, when the call returns."
-    if device.type in ("cuda", "mps"): getattr(torch, device.type).synchronize()
+    if device.type == "cuda": torch.cuda.synchronize(device)  # this GPU, where there are several
+    if device.type == "mps": torch.mps.synchronize()
 
 
 def time_runs(
@@ -146,12 +163,16 @@ def pareto_front(
     x: str = "seconds",  # a cost: less is better
     y: str = "top1",  # more is better
 ) -> "pd.DataFrame":  # noqa: F821
-    "The rows that no other row beats: none is at least as cheap and at least as good, and better in one of the two. From the cheapest on."
-    best, kept = -math.inf, []
-    for place, row in df.dropna(subset=[x, y]).sort_values([x, y], ascending=[True, False]).iterrows():
-        if row[y] > best: kept.append(place)
-        best = max(best, row[y])
-    return df.loc[kept]
+    """The rows that no other row beats: none is at least as cheap and at least as good, and better in one of the two. From the cheapest on.
+
+    Of equal rows the first one is kept. Rows without one of the two numbers are left out.
+    """
+    rows, best, kept = df.dropna(subset=[x, y]), -math.inf, []
+    in_order = rows.reset_index(drop=True).sort_values([x, y], ascending=[True, False])  # by position: an index may name a row twice
+    for place, value in in_order[y].items():
+        if value > best: kept.append(place)
+        best = max(best, value)
+    return rows.iloc[kept]
 
 # %% ../nbs/lessons/11_model_zoo.ipynb #0de77d4d
 def _timm():
@@ -200,8 +221,8 @@ class Setting:
     device: str = "cpu"
 
 
-def _training_step(model: nn.Module, xb: torch.Tensor) -> Callable:
-    "A function that makes one step: forward, loss, backward, new parameters."
+def _training_step(model: nn.Module, xb: torch.Tensor) -> tuple[Callable, torch.optim.Optimizer]:
+    "A function that makes one step (forward, loss, backward, new parameters), and its optimiser."
     opt = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def step():
@@ -211,25 +232,50 @@ def _training_step(model: nn.Module, xb: torch.Tensor) -> Callable:
         opt.step()
         opt.zero_grad()
 
-    return step
+    return step, opt
 
 
-def _measured(model: nn.Module, image_size: int, setting: Setting, channels: int = 3, most: float = 30) -> dict:
-    "Times and memory of one model, with random images. The model is moved to the device and, for training, changed."
+def _training_measured(model: nn.Module, xb: torch.Tensor, repeats: int, options: dict) -> dict:
+    "Images a second and memory of training. The optimiser's numbers, here the momentum, exist since the first step: they are added."
+    step, opt = _training_step(model.train(), xb)
+    seconds = typical(time_runs(step, min(3, repeats), 1, **options), 1)
+    held = sum(value.numel() * value.element_size() for state in opt.state.values() for value in state.values() if torch.is_tensor(value))
+    memory = peak_memory(step, model, xb, device=options["device"]) + held / 1e6
+    return {"training_images_per_second": len(xb) / seconds, "training_memory_mb": round(memory, 1)}
+
+
+def _check_memory(model: nn.Module, one: torch.Tensor, setting: Setting) -> None:
+    "MemoryError if the batch would probably not fit, judged by what one image needs: the system would end the whole program."
+    device = one.device
+    with torch.inference_mode(not setting.training): alone = peak_memory(lambda: model(one), model, one, device=device)
+    static = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()]) / 1e6
+    extra = 2 * static if setting.training else 0  # gradients and momentum
+    expected, free = static + extra + (alone - static) * setting.batch_size, _free_mb(device)
+    if expected > free:
+        raise MemoryError(f"a batch of {setting.batch_size} needs about {expected:.0f} MB, {free:.0f} are free: try a smaller batch_size")
+
+
+_MOST_SECONDS = 30  # of repeats, for one model: a third each for one image, a batch, and training
+
+
+def _measured(model: nn.Module, image_size: int, setting: Setting, channels: int = 3, most: float = _MOST_SECONDS) -> dict:
+    """Times and memory of one model, with random images, and how it was measured: the repeats with one image, and the seconds it could take.
+
+    The model is moved to the device and, for training, changed. MemoryError if the batch would not fit.
+    """
     device, clock = torch.device(setting.device), getattr(time, setting.clock)
     model = model.to(device).eval()
-    one, many = (torch.rand(count, channels, image_size, image_size, device=device) for count in (1, setting.batch_size))
-    options = {"device": device, "clock": clock, "most": most / 3}
+    one, options = torch.rand(1, channels, image_size, image_size, device=device), {"device": device, "clock": clock, "most": most / 3}
+    with torch.inference_mode(): single = time_runs(lambda: model(one), setting.repeats, 2, **options)[2:]
+    _check_memory(model, one, setting)
+    many = torch.rand(setting.batch_size, channels, image_size, image_size, device=device)
     with torch.inference_mode():
-        single = time_runs(lambda: model(one), setting.repeats, 2, **options)[2:]
         batch = typical(time_runs(lambda: model(many), min(3, setting.repeats), 1, **options), 1)
         memory = peak_memory(lambda: model(many), model, many, device=device)
     found = {"seconds": median(single), "seconds_low": min(single), "seconds_high": max(single), "images_per_second": 1 / median(single),
+             "repeats": len(single), "most": most,
              "batch_size": len(many), "batch_images_per_second": len(many) / batch, "memory_mb": round(memory, 1)}
-    if not setting.training: return found
-    step = _training_step(model.train(), many)
-    seconds = typical(time_runs(step, min(3, setting.repeats), 1, **options), 1)
-    return found | {"training_images_per_second": len(many) / seconds, "training_memory_mb": round(peak_memory(step, model, many, device=device), 1)}
+    return found | _training_measured(model, many, setting.repeats, options) if setting.training else found
 
 # %% ../nbs/lessons/11_model_zoo.ipynb #a002a4b3
 TABLE_COLUMNS = ["name", "family", "weights", "top1", "top5", "params", "gflops", "file_mb", "image_size", "recipe"]
@@ -305,27 +351,56 @@ def _build(name: str) -> nn.Module:
 class Measurements:
     """What was measured with one machine and one version of torch, in a file: on the disk before the next model begins.
 
-    Two processes may write at the same time. A file that cannot be read is put aside, and measured anew.
+    Two processes may write at the same time. A file that cannot be read is put aside, and measured anew. Where nothing can be written a line says
+    so, and the rows stay in memory.
     """
     def __init__(self, machine: dict, folder: str | os.PathLike | None = None):
         digest = hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:12]
         self.machine, self.path = machine, Path(folder or _home(None)/"model_zoo")/f"measured_{digest}.json"
+        self.unwritten, self.said = {}, False
 
-    def rows(self) -> dict[str, dict]:
-        "All rows, by model and setting."
-        try: return json.loads(self.path.read_text(encoding="utf-8"))["rows"]
-        except FileNotFoundError: return {}
-        except (ValueError, KeyError, TypeError) as problem:
+    def _read(self) -> dict[str, dict]:
+        "The rows of the file; none where it cannot be opened. ValueError for a damaged file."
+        try: content = json.loads(self.path.read_text(encoding="utf-8"))
+        except OSError: return {}
+        rows = content.get("rows") if isinstance(content, dict) else None
+        if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()): raise ValueError("it has no 'rows' by name")
+        return rows
+
+    def _read_or_put_aside(self) -> dict[str, dict]:
+        "The rows of the file; a damaged one is renamed. Only for those who hold the lock: another process may just have written a whole one."
+        try: return self._read()
+        except ValueError as problem:
             self.path.replace(self.path.with_suffix(".damaged"))
             print(f"{self.path.name} could not be read ({problem}) and was renamed: its models are measured again")
             return {}
 
+    def rows(self) -> dict[str, dict]:
+        "All rows, by model and setting."
+        try: return self._read() | self.unwritten
+        except ValueError: pass
+        try:
+            with _locked(self.path.with_suffix(".lock")): return self._read_or_put_aside() | self.unwritten
+        except OSError as problem: return self._not_written(problem)
+
     def keep(self, key: str, row: dict) -> None:
         "Write one row beside those that are there."
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path.with_suffix(".lock")):
-            content = {"machine": self.machine, "rows": self.rows() | {key: row}}
-            _write_atomically(self.path, json.dumps(content, indent=1).encode())
+        self.unwritten[key] = row
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.path.with_suffix(".lock")):
+                content = {"machine": self.machine, "rows": self._read_or_put_aside() | self.unwritten}
+                _write_atomically(self.path, json.dumps(content, indent=1).encode())
+            self.unwritten = {}
+        except OSError as problem: self._not_written(problem)
+
+    def _not_written(self, problem: OSError) -> dict[str, dict]:
+        "Say once that nothing can be written, and give back what is in memory."
+        if not self.said:
+            print(f"measurements cannot be written to {self.path.parent} ({problem.strerror or problem}), so they are kept for this call only: "
+                  "choose another folder with cache=, or cache=False")
+        self.said = True
+        return self.unwritten
 
 # %% ../nbs/lessons/11_model_zoo.ipynb #5730b202
 class _Queue:
@@ -345,22 +420,30 @@ class _Queue:
         row, setting = self.rows.loc[place], self.setting
         return f"{row['name']} {row.image_size}px batch={setting.batch_size} repeats={setting.repeats} training={setting.training} {setting.clock}"
 
+    def reusable(self, place) -> dict | None:
+        "The stored row, if it has all repeats. One that its budget cut short is measured again; not so one that took the most there is."
+        row = self.stored.get(self.key(place), {})
+        return row if row.get("repeats", 0) >= self.setting.repeats or row.get("most", 0) >= _MOST_SECONDS else None
+
     def left(self) -> float: return self.budget - (time.perf_counter() - self.began)
 
     def reason(self, place) -> str:
         "Why a model cannot be measured; empty if it can."
         expected = self.last * self.work(place) if self.last else 0
         if self.left() <= expected: return f"the budget of {self.budget:g} s is spent" if self.left() <= 0 else f"would take about {expected:.0f} s"
-        needed, free = 4 * self.rows.params.fillna(0)[place] / 1e6 * (5 if self.setting.training else 2), _free_mb()
+        needed, free = 4 * self.rows.params.fillna(0)[place] / 1e6 * (5 if self.setting.training else 2), \
+            _free_mb(torch.device(self.setting.device))
         return f"needs about {needed:.0f} MB of memory, and {free:.0f} are free" if needed > free else ""
 
     def measure(self, place) -> None:
         "Measure one model, or say why not, and write it down."
-        if (row := self.stored.get(self.key(place))) is not None: return self.found.update({place: row})
+        if (row := self.reusable(place)) is not None: return self.found.update({place: row})
         if why := self.reason(place): return self.left_out.update({place: why})
-        start = time.perf_counter()
-        try: row = _measured(_build(self.rows.name[place]), int(self.rows.image_size[place]), self.setting, most=min(30, self.left() / 2))
-        except Exception as problem: return self.left_out.update({place: f"{type(problem).__name__}: {str(problem).splitlines()[0][:150]}"})
+        start, most = time.perf_counter(), min(_MOST_SECONDS, self.left() / 2)
+        try: row = _measured(_build(self.rows.name[place]), int(self.rows.image_size[place]), self.setting, most=most)
+        except Exception as problem:
+            words = (str(problem).splitlines() or [""])[0][:150]
+            return self.left_out.update({place: f"{type(problem).__name__}: {words}" if words else type(problem).__name__})
         self.last = (time.perf_counter() - start) / self.work(place)
         self.found[place] = row | {"date": date.today().isoformat()}
         if self.kept: self.kept.keep(self.key(place), self.found[place])
@@ -392,8 +475,10 @@ def measure_models(
     seconds: for one image alone, the median of `repeats` after a warm-up, with the lowest and the highest beside it. images_per_second: with one
     image, and in a batch. memory_mb: at the peak, with the batch. top1, top5 and gflops are published ones, nan where `image_size` is not the one
     that they were published for. `.attrs["left_out"]`: name -> why a model was not measured.
+    repeats: those that were done with one image. There are fewer where a model takes very long (its repeats end after 30 seconds, a third of them
+    for one image), or when the budget was nearly spent; then another call measures it again.
     Each model is on the disk as soon as it is measured: Ctrl-C gives back what there is, and another call goes on from there.
-    ValueError: an unknown name (with the nearest known one), a size or number that cannot be.
+    ValueError: an unknown name (with the nearest known one), a size or number that cannot be, a device that is not here.
     """
     rows, machine = _rows_of(names), this_machine(device)
     setting = _checked_setting(batch_size, repeats, training, clock, machine["device"])
@@ -426,19 +511,39 @@ def _result(queue: "_Queue", machine: dict):
     for place, why in queue.left_out.items(): reasons.setdefault(why, []).append(queue.rows.name[place])
     for why, names in reasons.items(): print(f"left out, {why}: {', '.join(names)}")
     places = [place for place in queue.rows.index if place in queue.found]
-    columns = ["seconds", "seconds_low", "seconds_high", "images_per_second", "batch_size", "batch_images_per_second", "memory_mb"]
+    columns = ["seconds", "seconds_low", "seconds_high", "images_per_second", "batch_size", "batch_images_per_second", "memory_mb", "repeats"]
     if queue.setting.training: columns += ["training_images_per_second", "training_memory_mb"]
     numbers = pd.DataFrame([queue.found[place] for place in places], index=places, columns=[*columns, "date"])
-    table = queue.rows.loc[places].drop(columns=["file_mb", "recipe"]).join(numbers[columns]).assign(**machine, date=numbers.date)
+    measured = numbers[columns].assign(clock=queue.setting.clock, **machine, date=numbers.date)
+    table = queue.rows.loc[places].drop(columns=["file_mb", "recipe"]).join(measured)
     table.attrs["left_out"] = {queue.rows.name[place]: why for place, why in queue.left_out.items()}
     return table.reset_index(drop=True)
 
 # %% ../nbs/lessons/11_model_zoo.ipynb #9e3ed6e7
 def _size_of(learn) -> tuple[int, int]:
-    "Channels and size of a learner's images, from its first batch."
+    "Channels and size of a learner's images: from its first batch, or from its file if it was loaded without data."
+    if learn.dls.train is None:
+        made_for = learn.dls.preprocessing if isinstance(learn.dls.preprocessing, dict) else {}
+        if not made_for.get("size"): raise ValueError("image_size is missing: the learner was loaded without data, and its file names no size")
+        return 3, int(made_for["size"])
     shape = tuple(next(iter(learn.dls.train))[0].shape)
     if len(shape) != 4 or shape[2] != shape[3]: raise ValueError(f"the learner's batches are {shape}: expected square images (n, channels, h, h)")
     return shape[1], shape[2]
+
+
+def _setting_of(df, device: str | None) -> Setting:
+    "How a table was measured, and a note where it does not say. ValueError if its device is not here."
+    known = [column for column in ("batch_size", "repeats", "clock", "device") if column in df.columns and df[column].notna().any()]
+    said = {column: df[column].dropna().iloc[0] for column in known}
+    if len(df) and not {"repeats", "clock"} <= {*said}:
+        print(f"note: the table does not say with which clock and how many repeats it was measured; here {Setting.clock}, {Setting.repeats} repeats")
+    try: machine = this_machine(device or said.get("device", "cpu"))
+    except ValueError as problem:
+        where = "" if device else 'the table was measured on another device; to measure your model on the processor, add device="cpu". '
+        raise ValueError(f"{where}{problem}") from None
+    repeats = int(df.repeats.max()) if "repeats" in said else Setting.repeats
+    return Setting(int(said.get("batch_size", Setting.batch_size)), repeats, "training_memory_mb" in df,
+                   said.get("clock", Setting.clock), machine["device"])
 
 
 def _own_row(df, model, name: str, image_size: int, channels: int, setting: Setting) -> dict:
@@ -450,7 +555,7 @@ def _own_row(df, model, name: str, image_size: int, channels: int, setting: Sett
     row = _measured(copy.deepcopy(model), image_size, setting, channels)
     return {"name": name, "family": "yours", "weights": "", "params": sum(param.numel() for param in model.parameters()),
             "gflops": round(multiply_adds(model, image_size, channels) / 1e9, 3), "image_size": image_size,
-            **row, **machine, "date": date.today().isoformat()}
+            **row, **machine, "clock": setting.clock, "date": date.today().isoformat()}
 
 
 def add_model(
@@ -461,10 +566,11 @@ def add_model(
     *,
     image_size: int | None = None,  # default: that of the learner's images
     channels: int = 3,
+    device: str | None = None,  # default: that of the table
 ) -> "pd.DataFrame":  # a new table, with one row more  # noqa: F821
     """Measure your own model as the others were measured, and put it beside them, as family `yours`. The model itself stays as it is.
 
-    ValueError: a name that is there already, an accuracy that is not from 0 to 1, a module without `image_size`.
+    ValueError: a name that is there already, an accuracy that is not from 0 to 1, a module without `image_size`, a device that is not here.
     """
     import pandas as pd
 
@@ -475,9 +581,7 @@ def add_model(
         if not hasattr(model, "dls"): raise ValueError("image_size is missing: say how many pixels high and wide the model's images are")
         channels, image_size = _size_of(model)
     model = model if isinstance(model, nn.Module) else model.model
-    device = df.device.iloc[0] if len(df) else "cpu"
-    setting = Setting(int(df.batch_size.iloc[0]) if len(df) else 16, training="training_memory_mb" in df, device=device)
-    row = {"top1": top1} | _own_row(df, model, name, image_size, channels, setting)
+    row = {"top1": top1} | _own_row(df, model, name, image_size, channels, _setting_of(df, device))
     return pd.concat([df, pd.DataFrame([row])], ignore_index=True).reindex(columns=df.columns)
 
 # %% ../nbs/lessons/11_model_zoo.ipynb #83b4ae57
@@ -616,20 +720,23 @@ def _draw_family(axes, family: dict) -> None:
     axes.plot([], [], "o", color=family["color"], label=family["family"])
 
 
-def _apart(chart: dict) -> list[str]:
-    "The models on the front, but for those whose names would be written over another one."
+def _apart(chart: dict) -> list[tuple[str, float, float]]:
+    "The models on the front and their places, but for those whose names would be written over another one."
     kept, front = [], chart["front"]
     for name, x, y in zip(front["names"], front["x"], front["y"]):
         if not kept or y - kept[-1][2] > 0.007 or x > 10 * kept[-1][1]: kept.append((name, x, y))
-    return [name for name, *_ in kept]
+    return kept
 
 
 def _write_names(axes, chart: dict, marks: dict) -> None:
     "The names of the models on the front, and rings around those that are marked."
-    places = {name: (x, y) for family in chart["families"] for name, x, y in zip(family["names"], family["x"], family["y"])}
-    own = [name for family in chart["families"] if family["family"] == "yours" for name in family["names"]]
-    for name in [*_apart(chart), *own]:
-        axes.annotate(name, places[name], xytext=(-4, 6), textcoords="offset points", ha="right", fontsize=7, color="#333333")
+    points = {family["family"]: [*zip(family["names"], family["x"], family["y"])] for family in chart["families"]}
+    own, points = points.get("yours", []), sum(points.values(), [])
+    places = {name: (x, y) for name, x, y in sorted(points, key=lambda point: point[2])}  # of several with one name, the highest
+    left_most = min(x for _, x, _ in points)
+    for name, x, y in [*_apart(chart), *own]:
+        side = {"ha": "left", "xytext": (4, 6)} if x == left_most else {"ha": "right", "xytext": (-4, 6)}  # not across the axis
+        axes.annotate(name, (x, y), textcoords="offset points", fontsize=7, color="#333333", **side)
     for place, (words, name) in enumerate(marks.items()):
         if name not in places: continue
         ring = {"markersize": 15, "markerfacecolor": "none", "markeredgecolor": _RINGS[place % 2], "markeredgewidth": 2, "linestyle": ""}
@@ -639,7 +746,8 @@ def _write_names(axes, chart: dict, marks: dict) -> None:
 class ModelChoice:
     """Which models are shown, and which of them are the answer: the cheapest with at least some accuracy, the best within some cost.
 
-    `x` is the cost: seconds where they were measured, else gflops. Needs no browser.
+    `x` is the cost: seconds where they were measured, else gflops. A name that is there several times, with several sets of weights, counts once,
+    with its best accuracy. Models of the family `yours` are shown and never the answer: their accuracies are of another task. Needs no browser.
     """
     def __init__(
         self,
@@ -647,7 +755,9 @@ class ModelChoice:
         x: str | None = None,
     ):
         chart = _chart(df, x, "top1")  # says what is wrong with a table
-        self.x, self.table = chart["x"], df.dropna(subset=[chart["x"], "top1"])
+        rows = df.dropna(subset=[chart["x"], "top1"]).reset_index(drop=True)
+        best_first = rows.sort_values("top1", ascending=False, kind="stable")
+        self.x, self.table = chart["x"], rows.loc[sorted(best_first.drop_duplicates("name").index)]
         self.all_families = sorted(set(self.table.family))
         self.families, self.least, self.most = self.all_families, 0.0, math.inf
 
@@ -675,15 +785,20 @@ class ModelChoice:
         return self.table[self.table.family.isin(self.families)]
 
     @property
+    def compared(self) -> "pd.DataFrame":  # noqa: F821
+        "Those of them whose accuracies may be compared: not your own."
+        return self.shown[self.shown.family != "yours"]
+
+    @property
     def fastest(self):
         "The row with the lowest cost among those that are accurate enough; None if there is none."
-        enough = self.shown[self.shown.top1 >= self.least]
+        enough = self.compared[self.compared.top1 >= self.least]
         return enough.sort_values([self.x, "top1"], ascending=[True, False]).iloc[0] if len(enough) else None
 
     @property
     def best(self):
         "The row with the highest accuracy among those within the cost; None if there is none."
-        within = self.shown[self.shown[self.x] <= self.most]
+        within = self.compared[self.compared[self.x] <= self.most]
         return within.sort_values(["top1", self.x], ascending=[False, True]).iloc[0] if len(within) else None
 
     @property
@@ -701,9 +816,9 @@ class ModelChoice:
     def text(self) -> str:
         "What the chart shows, in words."
         def words(row): return "none of these" if row is None else f"{row['name']} ({row.top1:.1%}, {self.cost(row[self.x])})"
-        names, front = self.shown.name, pareto_front(self.shown, self.x)
+        names, front = self.shown.name, pareto_front(self.compared, self.x)
         families = "all families" if len(self.families) == len(self.all_families) else ", ".join(self.families)
-        many = f"{len(front)} on the Pareto front" if len(front) > 6 else f"on the Pareto front: {', '.join(front.name)}"
+        many = f"{len(front)} on the Pareto front" if len(front) > 6 else f"on the Pareto front: {', '.join(front.name) or 'none'}"
         return (f"{len(names)} models of {families}; {many}. The {self.word} with at least {self.least:.0%}: {words(self.fastest)}. "
                 f"The best within {self.cost(self.most)}: {words(self.best)}.")
 
@@ -728,7 +843,7 @@ def _limits(table, x: str) -> list[str]:
 
 def _show_choice(figure, choice: ModelChoice, marks: dict, y: str) -> None:
     "Show the chosen families, their front, and a ring around each answer: the last two traces."
-    front, rows = pareto_front(choice.shown[choice.shown.family != "yours"], choice.x), choice.table.set_index("name")
+    front, rows = pareto_front(choice.compared, choice.x), choice.table.set_index("name")
     with figure.batch_update():
         for trace in figure.data:
             if trace.legendgroup: trace.visible = trace.legendgroup in choice.families

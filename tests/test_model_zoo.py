@@ -17,11 +17,12 @@ from torch import nn
 
 from lessonlib import model_zoo as zoo
 from lessonlib.data import Batches, DataLoaders, _data_folder
-from lessonlib.learner import Learner
+from lessonlib.learner import Learner, _NoData
 from lessonlib.model_zoo import (
     Measurements,
     ModelChoice,
     ModelExplorer,
+    Setting,
     add_model,
     measure_models,
     model_table,
@@ -173,9 +174,28 @@ def test_runs_are_counted_and_stop_early():
 
 def test_a_gpu_is_waited_for_before_each_reading(monkeypatch):
     steps = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: steps.append("wait"))
-    time_runs(lambda: steps.append("run"), 1, 0, torch.device("cuda"), clock=lambda: steps.append("clock") or 0)
-    assert steps == ["wait", "clock", "run", "wait", "clock"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: steps.append(f"wait for {device}"))
+    time_runs(lambda: steps.append("run"), 1, 0, torch.device("cuda:1"), clock=lambda: steps.append("clock") or 0)
+    assert steps == ["wait for cuda:1", "clock", "run", "wait for cuda:1", "clock"]
+
+
+def test_the_second_gpu_is_measured_under_its_own_name(home, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5e9, 9e9))
+    settings = []
+    monkeypatch.setattr(zoo, "_build", lambda name: None)
+    monkeypatch.setattr(zoo, "_measured", lambda model, size, setting, most: settings.append(setting) or {"seconds": 1.0})
+    row = quick("resnet18", device="cuda:1").iloc[0]
+    assert (row.device, row.machine, settings[0].device) == ("cuda:1", "GPU 1", "cuda:1")
+    assert zoo._free_mb(torch.device("cuda:1")) == 5000
+
+
+@pytest.mark.parametrize("device, problem", [("gpu", "is no device that torch knows"), ("cuda:7", "is not in this machine")])
+def test_a_device_that_is_not_here(device, problem, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for call in (this_machine, lambda device: quick("resnet18", device=device)):
+        with pytest.raises(ValueError, match=f"device='{device}' {problem}: expected device=\"cpu\""): call(device)
 
 
 # ---- counting
@@ -243,6 +263,12 @@ def test_a_row_says_what_where_and_when(home):
     assert {name: row[name] for name in this_machine()} == this_machine() and re.fullmatch(r"\d{4}-\d\d-\d\d", row.date)
 
 
+def test_training_memory_has_parameters_gradients_and_momentum():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2000, 2000, bias=False))
+    row = zoo._measured(model, 20, Setting(batch_size=2, repeats=1, training=True), channels=5)
+    assert row["training_memory_mb"] == pytest.approx(3 * 16, abs=1)
+
+
 def test_published_accuracy_belongs_to_its_size(home, tiny_models):
     assert quick("resnet18").loc[0, ["top1", "top5", "gflops"]].isna().all()
     assert quick("resnet18", image_size=224).top1.item() == 0.69758 == quick("resnet18", image_size=None).top1.item()
@@ -284,6 +310,37 @@ def test_a_damaged_file_is_put_aside(home, tiny_models, capsys):
     assert len(json.loads(file.read_text(encoding="utf-8"))["rows"]) == 1
 
 
+@pytest.mark.parametrize("content", ['{"rows": []}', '{"rows": {"a": 1}}', "[]", "{}"])
+def test_a_file_of_another_form_is_damaged_too(tmp_path, content, capsys):
+    notes = Measurements({"machine": "x"}, tmp_path)
+    notes.path.write_text(content, encoding="utf-8")
+    assert notes.rows() == {} and notes.path.with_suffix(".damaged").is_file() and "has no 'rows' by name" in capsys.readouterr().out
+
+
+def test_a_file_that_was_repaired_meanwhile_is_not_renamed(tmp_path, monkeypatch, capsys):
+    notes, other = (Measurements({"machine": "x"}, tmp_path) for _ in range(2))
+    notes.path.write_text("{half", encoding="utf-8")
+    locked = zoo._locked
+
+    def slowly(path):
+        monkeypatch.setattr(zoo, "_locked", locked)
+        other.keep("a", {"seconds": 1})  # puts the damaged file aside, while the first one waits
+        return locked(path)
+
+    monkeypatch.setattr(zoo, "_locked", slowly)
+    assert notes.rows() == {"a": {"seconds": 1}} and notes.path.is_file() and capsys.readouterr().out.count("renamed") == 1
+
+
+def test_where_nothing_can_be_written_the_rows_stay_in_memory(tmp_path, tiny_models, capsys):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    found = quick(["alexnet", "resnet18"], cache=tmp_path / "file" / "folder")
+    said = capsys.readouterr().out
+    assert [*found.name] == ["alexnet", "resnet18"] and said.count("cannot be written") == 1 and "or cache=False" in said
+    notes = Measurements({"machine": "x"}, tmp_path / "file")
+    notes.keep("a", {"seconds": 1})
+    assert notes.rows() == {"a": {"seconds": 1}}
+
+
 def test_several_writers_lose_nothing(tmp_path):
     writers = [Thread(target=Measurements({"machine": "x"}, tmp_path).keep, args=(str(number), {"seconds": number})) for number in range(8)]
     for writer in writers: writer.start()
@@ -298,9 +355,44 @@ def test_a_model_that_cannot_is_reported_and_the_others_go_on(home, capsys):
 
 
 def test_a_model_that_does_not_fit_into_memory_is_not_begun(home, tiny_models, monkeypatch):
-    monkeypatch.setattr(zoo, "_free_mb", lambda: 300)
+    monkeypatch.setattr(zoo, "_free_mb", lambda device: 300)
     found = quick(["vgg11", "resnet18"])
     assert tiny_models == ["resnet18"] and "needs about 1063 MB of memory, and 300 are free" in found.attrs["left_out"]["vgg11"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_batch_that_does_not_fit_is_not_begun(home, tiny_models, monkeypatch, training):
+    "Nearly all that the tiny model needs are feature maps: with ten times as many images ten times as much."
+    monkeypatch.setattr(zoo, "_free_mb", lambda device: 100)
+    options = {"image_size": 256, "cache": False, "training": training}
+    fits = quick("shufflenet_v2_x0_5", batch_size=10, **options).memory_mb.item()
+    left_out = quick("shufflenet_v2_x0_5", batch_size=100, **options).attrs["left_out"]
+    [needed] = re.findall(r"a batch of 100 needs about (\d+) MB, 100 are free: try a smaller batch_size", left_out["shufflenet_v2_x0_5"])
+    assert fits < 100 and int(needed) == pytest.approx(10 * fits, rel=0.1)
+
+
+def test_a_problem_without_words_is_reported(home, monkeypatch):
+    def fail(name): raise RuntimeError
+
+    monkeypatch.setattr(zoo, "_build", fail)
+    assert quick("resnet18").attrs["left_out"] == {"resnet18": "RuntimeError"}
+
+
+def test_a_measurement_that_its_budget_cut_short_is_done_again(home, tiny_models, monkeypatch):
+    cut = {"repeats": 3, "most": 4.0}
+    measured, given = zoo._measured, [cut, {"repeats": 5, "most": 30}, cut | {"most": 30}]
+    monkeypatch.setattr(zoo, "_measured", lambda *args, **options: measured(*args, **options) | given.pop(0))
+    assert quick("resnet18", repeats=5).repeats.item() == 3
+    assert quick("resnet18", repeats=5).repeats.item() == quick("resnet18", repeats=5).repeats.item() == 5
+    assert len(tiny_models) == 2
+    assert [quick("resnet18", repeats=4).repeats.item() for _ in range(2)] == [3, 3] and len(tiny_models) == 3  # took the most there is
+
+
+def test_a_row_says_how_many_repeats_were_done(home, tiny_models):
+    row = quick("resnet18", repeats=4, clock="process_time").iloc[0]
+    assert (row.repeats, row.clock) == (4, "process_time")
+    setting = Setting(batch_size=1, repeats=9)
+    assert zoo._measured(zoo._build("x"), 32, setting, most=0)["repeats"] == 3
 
 
 def test_the_budget_is_kept_and_says_what_is_left_out(home, monkeypatch, capsys):
@@ -363,7 +455,8 @@ def test_ctrl_c_gives_back_what_was_measured(home):
     code, said, rows = stopped(home, signal.SIGINT)
     found = re.search(r"RESULT (\d+) (\d+) \['interrupted'\]", said)
     assert code == 0 and found, said
-    assert int(found[1]) == len(rows) >= 2 and int(found[1]) + int(found[2]) == 8 and "left out, interrupted:" in said
+    assert 2 <= len(rows) <= int(found[1]) <= len(rows) + 1  # the signal may come between measuring a model and writing it down
+    assert int(found[1]) + int(found[2]) == 8 and "left out, interrupted:" in said
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX systems")
@@ -419,6 +512,32 @@ def test_a_learner_knows_its_size(measured):
         add_model(measured, Learner(DataLoaders(flat, flat), nn.Linear(1200, 2), nn.functional.cross_entropy), "mine")
 
 
+def test_a_loaded_learner_without_data_knows_the_size_from_its_file(measured):
+    def loaded(preprocessing): return Learner(_NoData(None, preprocessing), nn.Sequential(nn.Flatten(), nn.Linear(1200, 2)), None)
+
+    assert add_model(measured, loaded({"kind": "image", "size": 20, "resize": "crop"}), "mine").image_size.iloc[-1] == 20
+    with pytest.raises(ValueError, match="image_size is missing: the learner was loaded without data"): add_model(measured, loaded(None), "mine")
+    assert add_model(measured, loaded(None), "mine", image_size=20).image_size.iloc[-1] == 20
+
+
+def test_an_own_model_is_measured_as_the_table_was(measured, capsys):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    both = add_model(measured.assign(clock="process_time", repeats=7), model, "mine", image_size=8)
+    assert (both.clock.iloc[-1], both.repeats.iloc[-1]) == ("process_time", 7) and not capsys.readouterr().out
+    assert [*add_model(measured, model, "mine", image_size=8).columns] == [*measured.columns]
+    assert "does not say with which clock and how many repeats it was measured; here perf_counter, 5 repeats" in capsys.readouterr().out
+    assert len(add_model(measured[:0], model, "mine", image_size=8)) == 1 and not capsys.readouterr().out
+
+
+def test_a_table_of_a_gpu_that_is_not_here(measured, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    elsewhere, model = measured.assign(device="cuda"), nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    with pytest.raises(ValueError, match="to measure your model on the processor, add device=\"cpu\". device='cuda' is not in this machine"):
+        add_model(elsewhere, model, "mine", image_size=8)
+    with pytest.raises(ValueError, match="^device='gpu' is no device"): add_model(elsewhere, model, "mine", image_size=8, device="gpu")
+    assert add_model(elsewhere, model, "mine", image_size=8, device="cpu").device.iloc[-1] == "cpu"
+
+
 def test_own_models_with_wrong_input(measured, table):
     model = nn.Flatten()
     with pytest.raises(ValueError, match="already"): add_model(measured, model, "A", image_size=8)
@@ -449,6 +568,11 @@ def test_the_front_is_what_no_other_beats():
 def test_the_front_leaves_unknown_numbers_out():
     rows = pd.DataFrame({"name": [*"abc"], "seconds": [1.0, math.nan, 3.0], "top1": [0.5, 0.9, math.nan]})
     assert [*pareto_front(rows).name] == ["a"] and len(pareto_front(rows[:0])) == 0
+
+
+def test_equal_rows_and_a_repeated_index():
+    rows = pd.DataFrame({"name": [*"abcd"], "seconds": [1.0, 1.0, 2.0, 3.0], "top1": [0.5, 0.5, 0.4, 0.9]}, index=[0, 1, 0, 0])
+    assert [*pareto_front(rows).name] == ["a", "d"]
 
 
 # ---- the chart
@@ -491,6 +615,18 @@ def test_both_drawings_show_the_same(recorded):
     assert [line.get_xdata()[0] for line in axes.lines if line.get_label() == "first"] == [recorded.set_index("name").seconds["resnet18"]]
 
 
+def test_names_stand_at_their_own_points_and_not_across_the_axis(recorded):
+    every = pd.concat([recorded, recorded.assign(top1=recorded.top1 - 0.1, seconds=recorded.seconds * 1.5)], ignore_index=True)
+    axes = models_picture(every, marks={"first": "resnet18"}).axes[0]
+    written = {text.get_text(): (text.xy, text.get_ha()) for text in axes.texts}
+    front = pareto_front(recorded).set_index("name")
+    assert len(written) > 8 and all(place == pytest.approx((front.seconds[name], front.top1[name])) for name, (place, _) in written.items())
+    sides = [side for _, side in written.values()]
+    assert sides.count("left") == 1 and written[front.index[0]][1] == "left"
+    [ring] = [line for line in axes.lines if line.get_label() == "first"]
+    assert [*ring.get_ydata()] == [recorded.set_index("name").top1["resnet18"]]
+
+
 def test_charts_with_wrong_input(table, monkeypatch):
     with pytest.raises(ValueError, match="no column 'seconds'"): plot_models(table, x="seconds")
     with pytest.raises(ValueError, match="nothing to draw"): plot_models(table.assign(top1=math.nan))
@@ -528,6 +664,30 @@ def test_the_text_says_it_all():
     assert text == ("5 models of all families; on the Pareto front: A, B, D. The fastest with at least 70%: B (70.0%, 12 ms). "
                     "The best within 50 ms: D (81.0%, 40 ms).")
     assert "The cheapest with at least 0%: A (66.0%, 0.005 GFLOPs)" in ModelChoice(ROWS.rename(columns={"seconds": "gflops"})).text
+
+
+OWN = pd.DataFrame({"name": ["mine"], "family": ["yours"], "seconds": [0.001], "top1": [0.99], "image_size": 64, "params": 1e6})
+
+
+def test_your_own_model_is_shown_and_is_never_the_answer():
+    choice = ModelChoice(pd.concat([ROWS, OWN]))
+    assert "mine" in set(choice.shown.name) and (choice.fastest["name"], choice.best["name"]) == ("A", "D")
+    assert choice.text.startswith("6 models of all families; on the Pareto front: A, B, D.")
+    assert choice.set(["yours"]).fastest is None and "on the Pareto front: none." in choice.text
+    explorer = ModelExplorer(pd.concat([ROWS, OWN]))
+    assert [*explorer._marks().values()] == ["B", "D"]
+    [line] = traces(explorer.figure, name="Pareto front")
+    assert [*line.x] == [0.005, 0.012, 0.040]
+
+
+def test_a_name_with_several_sets_of_weights_counts_once_with_the_best():
+    every = model_table(every=True)
+    choice, best = ModelChoice(every), every.groupby("name").top1.max()
+    assert choice.table.name.is_unique and (choice.table.set_index("name").top1 == best).all() and len(choice.table) < len(every)
+    explorer = ModelExplorer(every)
+    explorer.controls["family"].value = "resnet"
+    assert all(len(ring.x) == 1 and isinstance(ring.x[0], float) for ring in explorer.figure.data[-2:])
+    assert "models of resnet" in explorer._static()._repr_mimebundle_()[0]["text/plain"]
 
 
 @pytest.mark.parametrize("wrong, problem", [({"families": ["z"]}, "unknown family 'z': did you mean"), ({"families": []}, "at least one family"),
