@@ -109,7 +109,7 @@ def test_parts_follow_the_content(tmp_path):
 def test_a_pickle_runs_what_it_holds(tmp_path, capsys):
     import pickle
 
-    names = run_cells("class Surprise:", model_file=tmp_path / "model.safetensors")
+    names = run_cells("class Surprise:", PRACTICE=tmp_path / "my_pictures")
     assert capsys.readouterr().out == ""
     pickle.loads(names["letter"].read_bytes())
     assert "printed by the file" in capsys.readouterr().out

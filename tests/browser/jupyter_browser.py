@@ -150,7 +150,7 @@ _CLOSE = """async () => {
   panel.dispose();
 }"""
 PICTURE = ":is(.lessonlib-row > svg, .js-plotly-plot .main-svg)"  # what an explorer draws; the model zoo's is plotly's
-_LIVE = f".jp-OutputArea-child:has(.lessonlib-explorer {PICTURE})"
+_LIVE = ".jp-OutputArea-child:has(.lessonlib-explorer :is(.lessonlib-row > svg, .js-plotly-plot))"  # plotly may be drawing anew
 
 
 def write_notebook(path, *cells):

@@ -319,6 +319,9 @@ def test_lesson_runs_and_its_explorers_move(lab, stem):
             scroll_to(explorer)
             assert move_something(explorer), f"explorer {number} stands still: {explorer.text_content()}"
             lab.screenshot(f"{stem}_explorer_{number}", explorer)
+        for _ in range(20):  # plotly draws a chart anew when it comes into view
+            if hidden_twins(lab) == len(explorers): break
+            lab.page.wait_for_timeout(500)
         assert hidden_twins(lab) == len(explorers)
         assert [text for text in lab.page.locator(".lessonlib-problem").all_text_contents() if text] == []
         lab.tall_screenshot(f"{stem}_full")
