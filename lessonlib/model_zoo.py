@@ -702,12 +702,20 @@ def models_picture(
     for place in sorted({place for family in chart["families"] for place in family["signs"]}):
         axes.plot([], [], _SIZES[place][2], color="#777777", label=_SIZES[place][3])
     _write_names(axes, chart, marks or {})
-    if y == "top1": axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.xaxis.set_major_formatter("{x:,g}")
+    _plain_numbers(axes, y)
     axes.grid(color="#e6e6e6")
     axes.margins(x=0.14)  # room for the names
     figure.legend(loc="outside right upper", fontsize=8, labelspacing=0.7, frameon=False)
     return figure
+
+
+def _plain_numbers(axes, y: str) -> None:
+    "Numbers at the ticks without powers of ten: easier to read, and they need no font for formulas, which some systems lack."
+    from matplotlib.ticker import NullFormatter
+
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_major_formatter("{x:.0%}" if y == "top1" else lambda value, place: f"{value / 1e6:,g} million" if y == "params" else f"{value:,g}")
+    for axis in (axes.xaxis, axes.yaxis): axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_family(axes, family: dict) -> None:
